@@ -1,0 +1,105 @@
+"""The seams of Stepladder on one screen. Whatever keeps these shapes can be plugged in by name (``plugins.py``)."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from typing import Any, Protocol
+
+from stepladder.types import (
+    Attempt,
+    Capability,
+    Cost,
+    Decision,
+    EngineCost,
+    EngineEvent,
+    Estimates,
+    Features,
+    Outcome,
+    Request,
+    Stage,
+    Trace,
+    View,
+)
+
+
+class Featurizer(Protocol):
+    """Request and attempts so far → numbers. The same function in training and in serving."""
+
+    def features(self, request: Request, history: tuple[Attempt, ...] = ()) -> Features: ...
+
+
+class Predictor(Protocol):
+    """Numbers → estimated quality of every stage: before an answer, and as a posterior after the answers seen."""
+
+    version: str
+
+    def predict(self, features: Features) -> Estimates: ...
+
+
+class CostModel(Protocol):
+    """What calling a stage is expected to cost now, and what an attempt is billed."""
+
+    version: str
+
+    def expected(self, stage: Stage, request: Request, history: tuple[Attempt, ...] = ()) -> Cost: ...
+    def billed(self, stage: Stage, attempt: Attempt) -> float: ...
+
+
+class Policy(Protocol):
+    """View → Decision. Pure: no I/O, no clock, no chance but the view's coin."""
+
+    name: str
+
+    def decide(self, view: View) -> Decision: ...
+
+
+class Engine(Protocol):
+    """The only door to models. One engine object serves all stages of a ladder that name it.
+
+    ``generate`` never raises for a failure of the model or its server: it yields one ``Attempt`` that carries a
+    ``Fault``. Closing the iterator early cancels the work. ``expected_cost`` answers None until it has something to
+    go by; ``draft`` is a lower stage's answer that this one may read in one pass.
+    """
+
+    def capabilities(self, stage: Stage) -> frozenset[Capability]: ...
+    def generate(self, request: Request, stage: Stage, draft: Attempt | None = None) -> AsyncIterator[EngineEvent]: ...
+    def expected_cost(
+        self, stage: Stage, prompt_tokens: int, output_tokens: int, draft: Attempt | None = None
+    ) -> EngineCost | None: ...
+    async def start(self) -> None: ...
+    async def close(self) -> None: ...
+
+
+class TraceStore(Protocol):
+    """Where traces go. ``append`` must not wait for the disk; ``read`` sees all that was appended before."""
+
+    def append(self, trace: Trace) -> None: ...
+    def outcome(self, outcome: Outcome) -> None: ...
+    def get(self, trace_id: str) -> Trace | None: ...
+    def read(self, *, since: float = 0.0, limit: int | None = None) -> Iterable[Trace]: ...
+    def outcomes(self, trace_id: str) -> tuple[Outcome, ...]: ...
+    def close(self) -> None: ...
+
+
+Forecast = Callable[[Stage, int, int], EngineCost | None]
+"""(stage, prompt tokens, output tokens) → the engine's own forecast; None where it has nothing to go by yet."""
+
+# How ``build.py`` makes each part from its settings. A plug-in's entry point names one of these callables.
+
+
+class EngineFactory(Protocol):
+    def __call__(self, stages: tuple[Stage, ...]) -> Engine: ...
+
+
+class PredictorFactory(Protocol):
+    """Built from an artifact's parameters and arrays (``predictors/artifact.py``); raises ArtifactError."""
+
+    def __call__(self, stages: tuple[str, ...], params: Mapping[str, Any], arrays: Mapping[str, Any]) -> Predictor: ...
+
+
+class PolicyFactory(Protocol):
+    def __call__(self, **options: Any) -> Policy: ...
+
+
+class CostFactory(Protocol):
+    def __call__(self, stages: tuple[Stage, ...], forecast: Forecast, **options: Any) -> CostModel: ...

@@ -1,0 +1,1 @@
+"""The only door to models. Knows nothing of estimates, costs or policies."""

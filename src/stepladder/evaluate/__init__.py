@@ -1,0 +1,1 @@
+"""Grading answers, replaying traces, and the tasks that the embedded ladder knows."""

@@ -1,0 +1,1 @@
+"""Request (and the attempts made so far) → numbers. Knows nothing of stages, prices or models."""

@@ -1,0 +1,1 @@
+"""The OpenAI-compatible door: wire shapes, streaming, limits. No decisions are taken here."""

@@ -1,0 +1,325 @@
+"""The loop. Read this first.
+
+    Request ─► features ─► predictor ─► policy ──Call(stage)──► engine ─► Attempt ─┐
+                 ▲                        │                                        │
+                 └──────── history ◄──────┼────────────────────────────────────────┘
+                                          └──Stop(attempt)──► Answer + Trace ─► store
+
+The router sees contracts and types and no concrete part. It decides nothing: it asks the policy, does what the policy
+said, shows it what came of it, and writes all of that down.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+
+from stepladder.contracts import CostModel, Engine, Featurizer, Policy, Predictor, TraceStore
+from stepladder.errors import AnswerError, NoStageError, RequestError, nearest
+from stepladder.types import (
+    Answer,
+    Attempt,
+    Call,
+    Decided,
+    Decision,
+    Delta,
+    Fail,
+    Fault,
+    Ladder,
+    Mode,
+    Request,
+    RouterEvent,
+    Stage,
+    Step,
+    Stop,
+    Trace,
+    Versions,
+    View,
+)
+
+CHARS_PER_TOKEN_MAX = 16
+"""No tokenizer in use packs ordinary text denser than this, so chars / 16 is a safe lower bound on tokens."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """What a router is made of; ``build.py`` chooses them, tests hand in fakes.
+
+    ``engines`` maps stage names to engines, ``policies`` maps modes to policies. ``clock`` gives seconds since the
+    epoch, ``timer`` monotonic seconds; ``new_id`` names a decision; ``seed`` feeds the coin.
+    """
+
+    ladder: Ladder
+    engines: Mapping[str, Engine]
+    featurizer: Featurizer
+    predictor: Predictor
+    costs: CostModel
+    policies: Mapping[Mode, Policy]
+    store: TraceStore
+    lam: float
+    mode: Mode = "route"
+    seed: int = 0
+    versions: Versions = Versions()
+    clock: Callable[[], float] = time.time
+    timer: Callable[[], float] = time.perf_counter
+    new_id: Callable[[], str] = lambda: f"dec-{uuid.uuid4().hex}"
+
+
+@dataclass(slots=True)
+class Climb:
+    """The state of one request on its way; only the router touches it."""
+
+    id: str
+    request: Request
+    stages: tuple[str, ...]
+    lam: float
+    mode: Mode
+    policy: Policy
+    created_at: float
+    started: float
+    steps: list[Step] = field(default_factory=list)
+    attempts: list[Attempt] = field(default_factory=list)
+    kept: Attempt | None = None
+    fault: Fault | None = None
+
+
+class Router:
+    """Answers requests by climbing a ladder. Safe for any number of requests at once on one event loop."""
+
+    def __init__(self, parts: Parts) -> None:
+        self.parts = parts
+
+    async def start(self) -> None:
+        """Start every engine; the first that cannot start raises EngineError or ModelFileError."""
+        for engine in self._engines():
+            await engine.start()
+
+    async def close(self) -> None:
+        """Close engines and store; safe to call twice."""
+        for engine in self._engines():
+            await engine.close()
+        self.parts.store.close()
+
+    async def answer(self, request: Request) -> Answer:
+        """The fold of ``stream``: the last event. Raises RequestError or AnswerError."""
+        async with aclosing(self.stream(request)) as events:
+            async for event in events:
+                if isinstance(event, Answer):
+                    return event
+        raise AssertionError("stream() ends with an Answer or raises")
+
+    async def stream(self, request: Request) -> AsyncIterator[RouterEvent]:
+        """Decide, call, look, decide again, until the policy stops.
+
+        Raises RequestError before anything was called, AnswerError where every way failed. The trace is written
+        however this ends, also when the caller closes the iterator midway.
+        """
+        climb = self._begin(request)
+        try:
+            while True:
+                step = self._decide(climb)
+                climb.steps.append(step)
+                yield Decided(climb.id, step)
+                match step.decision.action:
+                    case Call() as call:
+                        async with aclosing(self._call(climb, call)) as events:
+                            async for event in events:
+                                yield event
+                    case Stop(attempt):
+                        climb.kept = attempt
+                        break
+                    case Fail(fault):
+                        climb.fault = fault
+                        break
+        except RequestError as error:
+            climb.fault = Fault("bad_request", str(error))
+            raise
+        except BaseException:  # re-raised: a client that leaves must leave a trace too
+            climb.fault = climb.fault or Fault("cancelled", "the request ended before it was answered")
+            raise
+        finally:
+            trace = self._finish(climb)
+            self.parts.store.append(trace)
+        if climb.kept is None:
+            raise AnswerError(climb.fault or Fault("server", "no answer"), trace)
+        yield Answer(climb.kept, trace)
+
+    def decide(self, request: Request) -> Trace:
+        """The first decision alone: nothing is called and nothing is stored. Raises RequestError."""
+        climb = self._begin(request)
+        climb.steps.append(self._decide(climb))
+        return self._finish(climb)
+
+    # ── the turns of the loop ────────────────────────────────────────────────
+
+    def _begin(self, request: Request) -> Climb:
+        parts, dials = self.parts, request.dials
+        mode: Mode = dials.mode or parts.mode
+        return Climb(
+            id=parts.new_id(),
+            request=request,
+            stages=self._allowed(request),
+            lam=parts.lam if dials.lam is None else dials.lam,
+            mode=mode,
+            policy=parts.policies[mode],
+            created_at=parts.clock(),
+            started=parts.timer(),
+        )
+
+    def _decide(self, climb: Climb) -> Step:
+        started = self.parts.timer()
+        view = self._view(climb)
+        last = climb.attempts[-1] if climb.attempts else None
+        if last is not None and last.fault is not None and self._was_sent(climb):
+            decision = Decision(Fail(last.fault), reason="part of this answer was sent: no climb after the first byte")
+        else:
+            decision = climb.policy.decide(view)
+        return Step(view, decision, self.parts.timer() - started)
+
+    def _view(self, climb: Climb) -> View:
+        parts, history = self.parts, tuple(climb.attempts)
+        features = parts.featurizer.features(climb.request, history)
+        costs = {s.name: parts.costs.expected(s, climb.request, history) for s in parts.ladder.stages}
+        spent = sum(attempt.cost for attempt in history)
+        budget = climb.request.dials.max_cost
+        stages = climb.stages
+        if budget is not None:
+            stages = tuple(name for name in stages if spent + costs[name].resource <= budget)
+            if not stages and not history:
+                raise NoStageError(_over_budget(budget, {name: costs[name].resource for name in climb.stages}))
+        return View(
+            stages=stages,
+            lam=climb.lam,
+            estimates=parts.predictor.predict(features),
+            costs=costs,
+            attempts=history,
+            spent=spent,
+            coin=coin(parts.seed, climb.request.id, len(climb.steps)),
+        )
+
+    async def _call(self, climb: Climb, call: Call) -> AsyncIterator[Delta | Attempt]:
+        stage = self.parts.ladder[call.stage]
+        engine = self.parts.engines[call.stage]
+        request = climb.request if call.final else without_stream(climb.request)
+        async with aclosing(_closable(engine.generate(request, stage, call.draft))) as events:
+            async for event in events:
+                if isinstance(event, Attempt):
+                    attempt = replace(event, cost=self.parts.costs.billed(stage, event))
+                    climb.attempts.append(attempt)
+                    climb.steps[-1] = replace(climb.steps[-1], attempt=attempt)
+                    yield attempt
+                elif call.final:
+                    yield event
+
+    def _finish(self, climb: Climb) -> Trace:
+        parts = self.parts
+        return Trace(
+            id=climb.id,
+            created_at=climb.created_at,
+            request=climb.request,
+            ladder=parts.ladder.name,
+            stages=parts.ladder.names,
+            policy=climb.policy.name,
+            mode=climb.mode,
+            cost_unit=parts.ladder.cost_unit,
+            versions=parts.versions,
+            steps=tuple(climb.steps),
+            answer_index=_position(climb.kept, climb.attempts),
+            fault=climb.fault,
+            seconds=parts.timer() - climb.started,
+        )
+
+    # ── who may be asked ─────────────────────────────────────────────────────
+
+    def _allowed(self, request: Request) -> tuple[str, ...]:
+        ladder, dials = self.parts.ladder, request.dials
+        low = self._bound(dials.min_stage, "min_stage", default=0)
+        high = self._bound(dials.max_stage, "max_stage", default=len(ladder.stages) - 1)
+        if low > high:
+            raise RequestError(
+                f"min_stage '{dials.min_stage}' stands above max_stage '{dials.max_stage}'; "
+                f"the ladder is {' < '.join(ladder.names)}",
+                param="min_stage",
+            )
+        within = ladder.stages[low : high + 1]
+        reasons = {stage.name: self._refusal(stage, request) for stage in within}
+        allowed = tuple(name for name, reason in reasons.items() if reason is None)
+        if not allowed:
+            raise _no_stage(request, within, reasons)
+        return allowed
+
+    def _bound(self, name: str | None, param: str, *, default: int) -> int:
+        if name is None:
+            return default
+        try:
+            return self.parts.ladder.index(name)
+        except KeyError:
+            known = self.parts.ladder.names
+            raise RequestError(f"{param}: no stage '{name}'; {nearest(name, known)}", param=param) from None
+
+    def _refusal(self, stage: Stage, request: Request) -> str | None:
+        missing = request.needs - self.parts.engines[stage.name].capabilities(stage)
+        if missing:
+            return f"cannot do {', '.join(sorted(missing))}"
+        if stage.context is not None and request.chars / CHARS_PER_TOKEN_MAX > stage.context:
+            return f"its context holds {stage.context} tokens"
+        return None
+
+    def _engines(self) -> tuple[Engine, ...]:
+        return tuple({id(engine): engine for engine in self.parts.engines.values()}.values())
+
+    @staticmethod
+    def _was_sent(climb: Climb) -> bool:
+        """True where the last attempt was streamed to the caller as it came and had already shown some text."""
+        action = climb.steps[-1].decision.action
+        return isinstance(action, Call) and action.final and climb.attempts[-1].first_token_s is not None
+
+
+def coin(seed: int, request_id: str, step: int) -> float:
+    """A number in [0, 1) that depends on nothing but its arguments, so that a replay draws the same."""
+    digest = hashlib.blake2b(f"{seed}:{request_id}:{step}".encode(), digest_size=8).digest()
+    return (int.from_bytes(digest, "big") >> 11) / (1 << 53)
+
+
+def without_stream(request: Request) -> Request:
+    """The same request asked for in one piece: an answer that may yet be dropped is not streamed."""
+    if not request.params.get("stream"):
+        return request
+    kept = {key: value for key, value in request.params.items() if key not in ("stream", "stream_options")}
+    return replace(request, params=kept)
+
+
+async def _closable(events: AsyncIterator[Delta | Attempt]) -> AsyncIterator[Delta | Attempt]:
+    """The same events as an async generator, which can be closed early whatever the engine handed over."""
+    try:
+        async for event in events:
+            yield event
+    finally:
+        close = getattr(events, "aclose", None)
+        if close is not None:
+            await close()
+
+
+def _position(kept: Attempt | None, attempts: Sequence[Attempt]) -> int | None:
+    """Where the kept attempt stands; by identity first, since two stages may say the same."""
+    if kept is None:
+        return None
+    same = [index for index, attempt in enumerate(attempts) if attempt is kept]
+    return same[0] if same else list(attempts).index(kept)
+
+
+def _over_budget(budget: float, costs: Mapping[str, float]) -> str:
+    cheapest = min(costs, key=lambda name: costs[name])
+    return f"max_cost {budget:g} is below the expected cost of every stage; the cheapest, '{cheapest}', takes {costs[cheapest]:g}"
+
+
+def _no_stage(request: Request, stages: tuple[Stage, ...], reasons: Mapping[str, str | None]) -> NoStageError:
+    told = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+    if all(reason is not None and "context" in reason for reason in reasons.values()):
+        message = f"the prompt is too long ({request.chars} characters) for every allowed stage: {told}"
+        return NoStageError(message, param="messages", code="context_length_exceeded")
+    return NoStageError(f"no allowed stage can take this request: {told}", param="model")

@@ -1,0 +1,1 @@
+"""Writing and reading what happened. Never calls an engine."""

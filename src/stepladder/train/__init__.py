@@ -1,0 +1,1 @@
+"""Outcomes → fitted predictors → artifacts. Never imported by serving."""

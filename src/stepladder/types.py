@@ -1,0 +1,417 @@
+"""The words of Stepladder: every value that passes between parts. Frozen, standard library only.
+
+Units: seconds for time, tokens for text, the ladder's ``cost_unit`` for money, quality in [0, 1].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Literal
+
+CostUnit = Literal["relative", "usd", "gpu_s"]
+Mode = Literal["route", "cascade", "fixed"]
+Endpoint = Literal["chat", "completion"]
+Capability = Literal["stream", "logprobs", "tools", "images", "json", "score"]
+FaultKind = Literal[
+    "timeout", "connect", "rate_limit", "bad_request", "context", "auth", "server", "protocol", "crash", "cancelled"
+]
+
+EMPTY: Mapping[str, Any] = MappingProxyType({})
+
+
+# ── the ladder ───────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One model of the ladder.
+
+    ``context`` is in tokens (None: unknown), ``gpus`` is how many the model occupies. ``cost`` is a hand-set price
+    of one call in the ladder's unit; ``price_in`` and ``price_out`` are in usd for a million tokens. ``options`` are
+    the engine's own settings (base_url, threads, timeouts …), which only that engine reads.
+    """
+
+    name: str
+    engine: str
+    model: str
+    context: int | None = None
+    gpus: float = 1.0
+    cost: float | None = None
+    price_in: float | None = None
+    price_out: float | None = None
+    max_concurrency: int | None = None
+    capabilities: frozenset[Capability] = frozenset({"stream"})
+    options: Mapping[str, Any] = field(default=EMPTY, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Ladder:
+    """Stages from cheapest to dearest, and the unit that their costs are counted in."""
+
+    name: str
+    stages: tuple[Stage, ...]
+    cost_unit: CostUnit = "relative"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Stage names, cheapest first."""
+        return tuple(stage.name for stage in self.stages)
+
+    def index(self, name: str) -> int:
+        """Position of a stage; raises KeyError for a name that is not on this ladder."""
+        for position, stage in enumerate(self.stages):
+            if stage.name == name:
+                return position
+        raise KeyError(name)
+
+    def __getitem__(self, name: str) -> Stage:
+        return self.stages[self.index(name)]
+
+
+# ── the request ──────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class Dials:
+    """What one caller asks of the climb; None leaves the ladder's own setting."""
+
+    lam: float | None = None
+    mode: Mode | None = None
+    min_stage: str | None = None
+    max_stage: str | None = None
+    max_cost: float | None = None
+    explain: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One question. ``messages`` and ``params`` are OpenAI wire values, kept as they came so that nothing is lost."""
+
+    id: str
+    messages: tuple[Mapping[str, Any], ...] = ()
+    prompt: str | None = None
+    params: Mapping[str, Any] = EMPTY
+    dials: Dials = Dials()
+    needs: frozenset[Capability] = frozenset()
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """Which of the two OpenAI shapes this is."""
+        return "chat" if self.prompt is None else "completion"
+
+    @property
+    def text(self) -> str:
+        """The question that features read: the last user message, or the raw prompt."""
+        if self.prompt is not None:
+            return self.prompt
+        for message in reversed(self.messages):
+            if message.get("role") == "user":
+                return message_text(message)
+        return message_text(self.messages[-1]) if self.messages else ""
+
+    @property
+    def chars(self) -> int:
+        """Characters that the model will read: all messages, or the raw prompt."""
+        if self.prompt is not None:
+            return len(self.prompt)
+        return sum(len(message_text(message)) for message in self.messages)
+
+
+def message_text(message: Mapping[str, Any]) -> str:
+    """The text of one wire message; text parts are joined by newlines, other parts are left out."""
+    content = message.get("content")
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        return ""
+    parts = (part.get("text") for part in content if isinstance(part, Mapping))
+    return "\n".join(part for part in parts if isinstance(part, str))
+
+
+# ── predicting ───────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """What a predictor may look at: named numbers, the text itself, and the attempts made so far."""
+
+    values: Mapping[str, float]
+    text: str
+    attempts: tuple[Attempt, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """Expected quality of one stage's answer in [0, 1], with its standard deviation."""
+
+    mean: float
+    sd: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Estimates:
+    """One estimate per stage. ``calibrated`` is False where no measured outcome stands behind the numbers."""
+
+    stages: Mapping[str, Estimate]
+    calibrated: bool = False
+    notes: Mapping[str, str] = EMPTY
+
+    def __getitem__(self, stage: str) -> Estimate:
+        return self.stages[stage]
+
+
+# ── paying ───────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a step is expected to cost, in parts. Only ``resource`` is ever billed.
+
+    ``resource``, ``latency`` and ``congestion`` are in the ladder's cost unit; ``seconds`` is the expected time,
+    of which ``latency`` is the price.
+    """
+
+    resource: float
+    seconds: float = 0.0
+    latency: float = 0.0
+    congestion: float = 0.0
+
+    @property
+    def total(self) -> float:
+        """What the objective sees."""
+        return self.resource + self.latency + self.congestion
+
+
+@dataclass(frozen=True, slots=True)
+class EngineCost:
+    """An engine's own forecast for one call: wall-clock ``seconds`` and ``device_s``, device-seconds occupied."""
+
+    seconds: float
+    device_s: float
+
+
+# ── answering ────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of one attempt, as the engine counted them."""
+
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    cached_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Why an attempt failed. ``status`` is the HTTP status where there was one; ``retry_after`` is in seconds."""
+
+    kind: FaultKind
+    message: str
+    status: int | None = None
+    retry_after: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One stage's try, successful or not.
+
+    ``raw`` is the engine's whole reply in OpenAI's shape where it has one, so that a gateway loses nothing;
+    ``logprobs`` are the chosen tokens' natural-log probabilities. ``cost`` is what is billed for it.
+    """
+
+    stage: str
+    text: str = ""
+    usage: Usage = Usage()
+    seconds: float = 0.0
+    first_token_s: float | None = None
+    finish_reason: str | None = None
+    logprobs: tuple[float, ...] | None = None
+    cost: float = 0.0
+    fault: Fault | None = None
+    raw: Mapping[str, Any] | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def is_answer(self) -> bool:
+        """True where the stage answered, False where it failed."""
+        return self.fault is None
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """A piece of an attempt on its way: its text, and the wire chunk it came in where there was one."""
+
+    text: str
+    raw: Mapping[str, Any] | None = field(default=None, repr=False)
+
+
+EngineEvent = Delta | Attempt
+"""What ``Engine.generate`` yields: any number of ``Delta``, then exactly one ``Attempt``."""
+
+
+# ── deciding ─────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """Ask a stage. ``final`` promises to keep whatever it answers, so that it may be streamed as it comes."""
+
+    stage: str
+    final: bool = False
+    draft: Attempt | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Keep this attempt."""
+
+    attempt: Attempt
+
+
+@dataclass(frozen=True, slots=True)
+class Fail:
+    """Give up, with the reason that the caller will read."""
+
+    fault: Fault
+
+
+Action = Call | Stop | Fail
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """All that a policy may know at one step.
+
+    ``stages`` are the allowed ones, cheapest first; ``costs`` are the expected marginal costs from here;
+    ``spent`` is what was billed so far; ``coin`` in [0, 1) is drawn from (seed, request id, step).
+    """
+
+    stages: tuple[str, ...]
+    lam: float
+    estimates: Estimates
+    costs: Mapping[str, Cost]
+    attempts: tuple[Attempt, ...] = ()
+    spent: float = 0.0
+    coin: float = 0.0
+
+    def value(self, stage: str) -> float:
+        """V = λ·Q − C of calling this stage now (DESIGN §1)."""
+        return self.lam * self.estimates[stage].mean - self.costs[stage].total
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What a policy chose, how likely it was to choose it, and what each candidate was worth."""
+
+    action: Action
+    propensity: float = 1.0
+    values: Mapping[str, float] = EMPTY
+    reason: str = ""
+
+
+# ── remembering ──────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class Versions:
+    """What was in force: enough to say later why a decision came out as it did."""
+
+    code: str = ""
+    config: str = ""
+    artifact: str = ""
+    prices: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One turn of the loop: what was known, what was decided, what came of it."""
+
+    view: View
+    decision: Decision
+    decide_s: float = 0.0
+    attempt: Attempt | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """Everything that happened to one request; enough to replay it without a model.
+
+    ``created_at`` is seconds since the Unix epoch; ``answer_index`` points into the attempts, None where all failed.
+    """
+
+    id: str
+    created_at: float
+    request: Request
+    ladder: str
+    stages: tuple[str, ...]
+    policy: str
+    mode: Mode
+    cost_unit: CostUnit
+    versions: Versions
+    steps: tuple[Step, ...] = ()
+    answer_index: int | None = None
+    fault: Fault | None = None
+    seconds: float = 0.0
+
+    @property
+    def attempts(self) -> tuple[Attempt, ...]:
+        """The attempts in the order they were made."""
+        return tuple(step.attempt for step in self.steps if step.attempt is not None)
+
+    @property
+    def cost(self) -> float:
+        """Everything billed for this request, in the ladder's cost unit."""
+        return sum(attempt.cost for attempt in self.attempts)
+
+    @property
+    def decide_s(self) -> float:
+        """Time spent deciding, in seconds, over all steps."""
+        return sum(step.decide_s for step in self.steps)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the router returns: the attempt that was kept, and the trace of how it came to be."""
+
+    attempt: Attempt
+    trace: Trace
+
+    @property
+    def text(self) -> str:
+        """The answer's text."""
+        return self.attempt.text
+
+    @property
+    def stage(self) -> str:
+        """The stage that wrote it."""
+        return self.attempt.stage
+
+    @property
+    def cost(self) -> float:
+        """Everything billed for the request, not only for this answer."""
+        return self.trace.cost
+
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """The router took a decision; comes before what it leads to."""
+
+    trace_id: str
+    step: Step
+
+
+RouterEvent = Decided | Delta | Attempt | Answer
+"""What ``router.stream`` yields: Decided, then Delta only of a call that is final, then Attempt; at the end one Answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Measured quality of an attempt in [0, 1]: a grader's, a judge's or a user's."""
+
+    decision_id: str
+    score: float
+    source: str
+    stage: str | None = None
+    comment: str | None = None
