@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 from stepladder.types import (
@@ -57,12 +57,14 @@ class Engine(Protocol):
     """The only door to models. One engine object serves all stages of a ladder that name it.
 
     ``generate`` never raises for a failure of the model or its server: it yields one ``Attempt`` that carries a
-    ``Fault``. Closing the iterator early cancels the work. ``expected_cost`` answers None until it has something to
+    ``Fault``. Closing the generator early cancels the work. ``expected_cost`` answers None until it has something to
     go by; ``draft`` is a lower stage's answer that this one may read in one pass.
     """
 
     def capabilities(self, stage: Stage) -> frozenset[Capability]: ...
-    def generate(self, request: Request, stage: Stage, draft: Attempt | None = None) -> AsyncIterator[EngineEvent]: ...
+    def generate(
+        self, request: Request, stage: Stage, draft: Attempt | None = None
+    ) -> AsyncGenerator[EngineEvent, None]: ...
     def expected_cost(
         self, stage: Stage, prompt_tokens: int, output_tokens: int, draft: Attempt | None = None
     ) -> EngineCost | None: ...

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 
@@ -63,7 +63,7 @@ class Parts:
     lam: float
     mode: Mode = "route"
     seed: int = 0
-    versions: Versions = Versions()
+    versions: Versions = field(default_factory=Versions)
     clock: Callable[[], float] = time.time
     timer: Callable[[], float] = time.perf_counter
     new_id: Callable[[], str] = lambda: f"dec-{uuid.uuid4().hex}"
@@ -112,7 +112,7 @@ class Router:
                     return event
         raise AssertionError("stream() ends with an Answer or raises")
 
-    async def stream(self, request: Request) -> AsyncIterator[RouterEvent]:
+    async def stream(self, request: Request) -> AsyncGenerator[RouterEvent, None]:
         """Decide, call, look, decide again, until the policy stops.
 
         Raises RequestError before anything was called, AnswerError where every way failed. The trace is written
@@ -201,11 +201,11 @@ class Router:
             coin=coin(parts.seed, climb.request.id, len(climb.steps)),
         )
 
-    async def _call(self, climb: Climb, call: Call) -> AsyncIterator[Delta | Attempt]:
+    async def _call(self, climb: Climb, call: Call) -> AsyncGenerator[Delta | Attempt, None]:
         stage = self.parts.ladder[call.stage]
         engine = self.parts.engines[call.stage]
         request = climb.request if call.final else without_stream(climb.request)
-        async with aclosing(_closable(engine.generate(request, stage, call.draft))) as events:
+        async with aclosing(engine.generate(request, stage, call.draft)) as events:
             async for event in events:
                 if isinstance(event, Attempt):
                     attempt = replace(event, cost=self.parts.costs.billed(stage, event))
@@ -293,17 +293,6 @@ def without_stream(request: Request) -> Request:
     return replace(request, params=kept)
 
 
-async def _closable(events: AsyncIterator[Delta | Attempt]) -> AsyncIterator[Delta | Attempt]:
-    """The same events as an async generator, which can be closed early whatever the engine handed over."""
-    try:
-        async for event in events:
-            yield event
-    finally:
-        close = getattr(events, "aclose", None)
-        if close is not None:
-            await close()
-
-
 def _position(kept: Attempt | None, attempts: Sequence[Attempt]) -> int | None:
     """Where the kept attempt stands; by identity first, since two stages may say the same."""
     if kept is None:
@@ -314,7 +303,8 @@ def _position(kept: Attempt | None, attempts: Sequence[Attempt]) -> int | None:
 
 def _over_budget(budget: float, costs: Mapping[str, float]) -> str:
     cheapest = min(costs, key=lambda name: costs[name])
-    return f"max_cost {budget:g} is below the expected cost of every stage; the cheapest, '{cheapest}', takes {costs[cheapest]:g}"
+    price = f"the cheapest, '{cheapest}', takes {costs[cheapest]:g}"
+    return f"max_cost {budget:g} is below the expected cost of every allowed stage; {price}"
 
 
 def _no_stage(request: Request, stages: tuple[Stage, ...], reasons: Mapping[str, str | None]) -> NoStageError:

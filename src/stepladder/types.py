@@ -403,7 +403,7 @@ class Decided:
 
 
 RouterEvent = Decided | Delta | Attempt | Answer
-"""What ``router.stream`` yields: Decided, then Delta only of a call that is final, then Attempt; at the end one Answer."""
+"""What ``router.stream`` yields: Decided, Delta (only of a final call), Attempt, and so on; at the end one Answer."""
 
 
 @dataclass(frozen=True, slots=True)
