@@ -57,8 +57,9 @@ class Engine(Protocol):
     """The only door to models. One engine object serves all stages of a ladder that name it.
 
     ``generate`` never raises for a failure of the model or its server: it yields one ``Attempt`` that carries a
-    ``Fault``. Closing the generator early cancels the work. ``expected_cost`` answers None until it has something to
-    go by; ``draft`` is a lower stage's answer that this one may read in one pass.
+    ``Fault``. Closing the generator early cancels the work. ``Attempt.first_token_s`` is set exactly where a ``Delta``
+    was yielded. ``expected_cost`` answers None until it has something to go by; ``draft`` is a lower stage's answer
+    that this one may read in one pass.
     """
 
     def capabilities(self, stage: Stage) -> frozenset[Capability]: ...

@@ -18,7 +18,7 @@ A stage's failure during a request is no exception: it is an ``Attempt`` with a 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import TYPE_CHECKING
@@ -115,3 +115,10 @@ def nearest(word: str, valid: Sequence[str]) -> str:
     """A clause that names the nearest valid word, or all of them where none is near."""
     close = get_close_matches(word, valid, n=1, cutoff=0.6)
     return f"did you mean '{close[0]}'?" if close else f"valid: {', '.join(valid)}"
+
+
+def refuse_unknown(what: str, given: Iterable[str], valid: Sequence[str]) -> None:
+    """Raise UsageError for the first option that ``what`` does not have, naming the nearest that it has."""
+    for word in given:
+        hint = nearest(word, valid) if valid else "it has none"
+        raise UsageError(f"{what} has no option '{word}'; {hint}")

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field, replace
 from stepladder.contracts import CostModel, Engine, Featurizer, Policy, Predictor, TraceStore
 from stepladder.errors import AnswerError, NoStageError, RequestError, nearest
 from stepladder.types import (
+    Action,
     Answer,
     Attempt,
     Call,
@@ -173,11 +174,7 @@ class Router:
     def _decide(self, climb: Climb) -> Step:
         started = self.parts.timer()
         view = self._view(climb)
-        last = climb.attempts[-1] if climb.attempts else None
-        if last is not None and last.fault is not None and self._was_sent(climb):
-            decision = Decision(Fail(last.fault), reason="part of this answer was sent: no climb after the first byte")
-        else:
-            decision = climb.policy.decide(view)
+        decision = next_decision(climb.policy, view, climb.steps[-1].decision.action if climb.steps else None)
         return Step(view, decision, self.parts.timer() - started)
 
     def _view(self, climb: Climb) -> View:
@@ -272,11 +269,14 @@ class Router:
     def _engines(self) -> tuple[Engine, ...]:
         return tuple({id(engine): engine for engine in self.parts.engines.values()}.values())
 
-    @staticmethod
-    def _was_sent(climb: Climb) -> bool:
-        """True where the last attempt was streamed to the caller as it came and had already shown some text."""
-        action = climb.steps[-1].decision.action
-        return isinstance(action, Call) and action.final and climb.attempts[-1].first_token_s is not None
+
+def next_decision(policy: Policy, view: View, last: Action | None) -> Decision:
+    """The policy's decision, but for the one law above it: no climb once part of an answer was sent to the caller."""
+    if isinstance(last, Call) and last.final and view.attempts:
+        attempt = view.attempts[-1]
+        if attempt.fault is not None and attempt.first_token_s is not None:
+            return Decision(Fail(attempt.fault), reason="part of this answer was sent: no climb after the first byte")
+    return policy.decide(view)
 
 
 def coin(seed: int, request_id: str, step: int) -> float:

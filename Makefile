@@ -1,0 +1,53 @@
+# Every target works on a fresh machine that has Python 3.11+, pip, git and make; `setup` fetches the rest by name.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+
+.PHONY: help setup demo test test-slow test-services test-gpu lint fix docs bench clean
+
+help: ## what there is
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 16
+
+setup: $(VENV)/.ready ## make .venv with everything the other targets use
+
+$(VENV)/.ready: pyproject.toml tools/setup.sh
+	PYTHON='$(PYTHON)' tools/setup.sh $(VENV)
+	@touch $@
+
+demo: setup ## the embedded ladder behind an endpoint; ONCE=1 prints the table and ends
+	$(BIN)/stepladder demo $(if $(ONCE),--once)
+
+test: setup ## the tests that need no GPU and no outside server, in under 10 minutes
+	$(BIN)/python -m pytest
+
+test-slow: setup ## real models and long runs on the CPU
+	$(BIN)/python -m pytest -m slow --timeout 1800
+
+test-services: setup ## tests against servers that are installed by name
+	tools/services.sh $(BIN)/python -m pytest -m services
+
+test-gpu: setup ## tests that need a CUDA device
+	$(BIN)/python -m pytest -m gpu
+
+lint: setup ## style, types, and the import graph against ARCHITECTURE.md
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python tools/import_graph.py --check
+
+fix: setup ## mend what can be mended: style, and the picture of the imports
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/python tools/import_graph.py --write
+
+docs: setup ## rewrite the generated parts of docs/reference
+	$(BIN)/python tools/reference.py --write
+
+bench: setup ## decision time on this machine, to benchmarks/results
+	$(BIN)/python benchmarks/decision_time.py
+
+clean: ## remove what setup made
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

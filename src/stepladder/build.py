@@ -1,0 +1,205 @@
+"""Settings → a wired router: the only module that knows concrete parts, and it knows them by name (``plugins.py``)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stepladder import config, plugins
+from stepladder.config import LAMBDA_PRESETS, Settings, StageSettings
+from stepladder.contracts import CostModel, Engine, Featurizer, Forecast, Policy, Predictor, TraceStore
+from stepladder.errors import ArtifactError, ConfigError, Problem, StepladderError
+from stepladder.hub import is_hub_reference, resolve
+from stepladder.router import Parts, Router
+from stepladder.traces.memory import MemoryTraceStore
+from stepladder.types import EngineCost, Ladder, Mode, Stage, Versions
+from stepladder.version import __version__
+
+if TYPE_CHECKING:
+    from stepladder.predictors.artifact import Artifact
+    from stepladder.sync import Stepladder
+
+DEFAULT_LAMBDA = 5.0
+"""The paper's Table 4.2 is made at λ = 5; it has a meaning only where costs are relative."""
+
+STAGE_FIELDS = frozenset(
+    {"name", "engine", "model", "context", "gpus", "cost", "price_in", "price_out", "max_concurrency", "capabilities"}
+)
+"""Settings of a stage that every part may read; the rest are its engine's own."""
+
+
+def load(source: str | Path, *, environ: Mapping[str, str] | None = None, overrides: Sequence[str] = ()) -> Stepladder:
+    """A ladder ready for scripts: ``load("nano").ask("What is 2+2?")``.
+
+    ``source`` is a preset's name or the path of a ladder.toml; ``overrides`` are ``section.key=value``. Raises
+    ConfigError, MissingExtraError, ModelFileError or ArtifactError, each with the cure.
+    """
+    from stepladder.sync import Stepladder
+
+    found = os.environ if environ is None else environ
+    return Stepladder(build(config.read(source, environ=found, overrides=overrides)))
+
+
+def build(settings: Settings, *, store: TraceStore | None = None) -> Router:
+    """A router from settings. Engines are made, not started; a hub model that is not here yet is fetched now."""
+    artifact = _artifact(settings)
+    ladder = make_ladder(settings)
+    engines = make_engines(ladder.stages)
+    costs = _costs(settings, ladder, engines)
+    predictor = _predictor(settings, artifact, ladder)
+    return Router(
+        Parts(
+            ladder=ladder,
+            engines=engines,
+            featurizer=_featurizer(settings, artifact),
+            predictor=predictor,
+            costs=costs,
+            policies=make_policies(settings),
+            store=_store(settings) if store is None else store,
+            lam=_lambda(settings, artifact),
+            mode=settings.policy.mode,
+            seed=settings.policy.seed,
+            versions=Versions(__version__, settings.version, predictor.version, costs.version),
+        )
+    )
+
+
+def problems(settings: Settings) -> tuple[Problem, ...]:
+    """What would keep this from being built, as far as can be told without fetching or starting a model."""
+    found: list[Problem] = []
+    for key, attempt in _trials(settings):
+        try:
+            attempt()
+        except ConfigError as error:
+            found.extend(error.problems)
+        except StepladderError as error:
+            found.append(Problem(key, str(error)))
+    return tuple(found)
+
+
+def make_ladder(settings: Settings, *, fetch: bool = True) -> Ladder:
+    """The ladder with every model's place resolved; with ``fetch=False`` hub references are left as they stand."""
+    stages = tuple(_stage(stage, settings.folder, fetch=fetch) for stage in settings.stages)
+    return Ladder(settings.ladder.name, stages, settings.ladder.cost_unit)
+
+
+def make_engines(stages: tuple[Stage, ...]) -> dict[str, Engine]:
+    """Stage name → engine; stages that name the same engine share one object. Raises PluginError and UsageError."""
+    engines: dict[str, Engine] = {}
+    for name in dict.fromkeys(stage.engine for stage in stages):
+        mine = tuple(stage for stage in stages if stage.engine == name)
+        engine: Engine = plugins.load("engines", name)(mine)
+        engines.update({stage.name: engine for stage in mine})
+    return {stage.name: engines[stage.name] for stage in stages}
+
+
+def make_policies(settings: Settings) -> dict[Mode, Policy]:
+    """One policy for each mode: the configured one for its own, and for the others what their names promise."""
+    greedy, single = plugins.load("policies", "greedy"), plugins.load("policies", "single")
+    policies: dict[Mode, Policy] = {"route": greedy(), "cascade": greedy(cascade=True), "fixed": single()}
+    if settings.policy.name != "greedy" or settings.policy.options:
+        factory = plugins.load("policies", settings.policy.name)
+        policies[settings.policy.mode] = factory(**settings.policy.options)
+    return policies
+
+
+# ── parts ────────────────────────────────────────────────────────────────────
+
+
+def _stage(settings: StageSettings, folder: Path, *, fetch: bool) -> Stage:
+    values = settings.model_dump(exclude_none=True, exclude={"options"})
+    shared = {key: value for key, value in values.items() if key in STAGE_FIELDS}
+    own = {key: value for key, value in values.items() if key not in STAGE_FIELDS and value != {}}
+    if settings.engine == "llama" and (fetch or not is_hub_reference(settings.model)):
+        shared["model"] = str(resolve(settings.model, folder))
+    if settings.table is not None:
+        own["table"] = str(folder / settings.table)
+    return Stage(**shared, options={**own, **settings.options})
+
+
+def _artifact(settings: Settings) -> Artifact | None:
+    if settings.predictor.artifact is None:
+        return None
+    from stepladder.predictors.artifact import load as load_artifact
+
+    artifact = load_artifact(settings.folder / settings.predictor.artifact)
+    named = settings.predictor.name
+    if named is not None and named != artifact.kind:
+        raise ArtifactError(f"predictor.name is '{named}', but the artifact holds a '{artifact.kind}' predictor")
+    artifact.check_stages(tuple(stage.name for stage in settings.stages))
+    return artifact
+
+
+def _featurizer(settings: Settings, artifact: Artifact | None) -> Featurizer:
+    trained = None if artifact is None else artifact.features
+    asked = settings.predictor.features
+    if trained is not None and asked is not None and trained != asked:
+        raise ArtifactError(f"predictor.features is '{asked}', but the artifact was trained on '{trained}'")
+    made: Featurizer = plugins.load("features", asked or trained or "paper")()
+    return made
+
+
+def _predictor(settings: Settings, artifact: Artifact | None, ladder: Ladder) -> Predictor:
+    kind = settings.predictor.name or "prior" if artifact is None else artifact.kind
+    params = {} if artifact is None else artifact.params
+    arrays = {} if artifact is None else artifact.arrays
+    made: Predictor = plugins.load("predictors", kind)(ladder.names, params, arrays)
+    return made
+
+
+def _costs(settings: Settings, ladder: Ladder, engines: Mapping[str, Engine]) -> CostModel:
+    options: dict[str, Any] = {"latency_price": settings.costs.latency_price, **settings.costs.options}
+    if "path" in options:
+        options["path"] = str(settings.folder / str(options["path"]))
+    if settings.costs.model == "measured":
+        options.setdefault("cost_unit", ladder.cost_unit)
+    made: CostModel = plugins.load("costs", settings.costs.model)(ladder.stages, _forecast(engines), **options)
+    return made
+
+
+def _forecast(engines: Mapping[str, Engine]) -> Forecast:
+    def forecast(stage: Stage, prompt_tokens: int, output_tokens: int) -> EngineCost | None:
+        return engines[stage.name].expected_cost(stage, prompt_tokens, output_tokens)
+
+    return forecast
+
+
+def _store(settings: Settings) -> TraceStore:
+    if settings.traces.path is None:
+        return MemoryTraceStore()
+    from stepladder.traces.sqlite import SqliteTraceStore
+
+    return SqliteTraceStore(settings.folder / settings.traces.path)
+
+
+def _lambda(settings: Settings, artifact: Artifact | None) -> float:
+    policy = settings.policy
+    if policy.lam is not None:
+        return policy.lam
+    if policy.preset is not None:
+        return LAMBDA_PRESETS[policy.preset]
+    if artifact is not None and artifact.lambda_ is not None and artifact.cost_unit == settings.ladder.cost_unit:
+        return artifact.lambda_
+    if settings.ladder.cost_unit == "relative":
+        return DEFAULT_LAMBDA
+    unit = settings.ladder.cost_unit
+    message = f"missing; with cost_unit '{unit}' it has no default: say how many {unit} one unit of quality is worth"
+    raise ConfigError(settings.source, [Problem("policy.lambda", message)])
+
+
+def _trials(settings: Settings) -> list[tuple[str, Any]]:
+    """The steps of ``build``, each for itself, so that one problem does not hide the next."""
+
+    def engines() -> dict[str, Engine]:
+        return make_engines(make_ladder(settings, fetch=False).stages)
+
+    return [
+        ("stages", engines),
+        ("policy", lambda: make_policies(settings)),
+        ("policy.lambda", lambda: _lambda(settings, _artifact(settings))),
+        ("predictor", lambda: _featurizer(settings, _artifact(settings))),
+        ("predictor", lambda: _predictor(settings, _artifact(settings), make_ladder(settings, fetch=False))),
+        ("costs", lambda: _costs(settings, make_ladder(settings, fetch=False), {})),
+    ]

@@ -1,0 +1,40 @@
+"""``stepladder check``: everything that is wrong with a configuration, by key and line."""
+
+from __future__ import annotations
+
+import argparse
+
+from rich.console import Console
+from rich.table import Table
+
+from stepladder.build import problems
+from stepladder.cli import options
+from stepladder.config import Settings
+from stepladder.errors import ConfigError
+
+HELP = "explain every problem of a ladder.toml"
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    options.add_ladder(parser, positional=True)
+
+
+def run(args: argparse.Namespace) -> int:
+    settings = options.read_settings(args)
+    found = problems(settings)
+    if found:
+        raise ConfigError(settings.source, found)
+    _show(settings)
+    return 0
+
+
+def _show(settings: Settings) -> None:
+    table = Table(title=f"{settings.source}: nothing wrong found", title_justify="left")
+    for column in ("stage", "engine", "model", "price", "context"):
+        table.add_column(column)
+    for stage in settings.stages:
+        price = f"{stage.cost:g} a call" if stage.cost is not None else ""
+        if stage.price_in is not None or stage.price_out is not None:
+            price = f"{stage.price_in or 0:g} / {stage.price_out or 0:g} usd for a million tokens in / out"
+        table.add_row(stage.name, stage.engine, stage.model, price, str(stage.context or "unknown"))
+    Console().print(table)

@@ -1,0 +1,72 @@
+"""Arguments that several verbs share, and what they mean."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from typing import Any
+
+from stepladder import config
+from stepladder.config import Settings
+from stepladder.errors import UsageError
+
+
+def add_ladder(parser: argparse.ArgumentParser, *, positional: bool = False) -> None:
+    """LADDER (or --ladder) and --set."""
+    told = "a preset's name or the path of a ladder.toml (default: nano, the embedded ladder)"
+    if positional:
+        parser.add_argument("ladder", nargs="?", default="nano", help=told)
+    else:
+        parser.add_argument("-l", "--ladder", default="nano", help=told)
+    parser.add_argument(
+        "--set", dest="overrides", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override a setting"
+    )
+
+
+def add_dials(parser: argparse.ArgumentParser) -> None:
+    """PROMPT and the dials of one request."""
+    parser.add_argument("prompt", help="the question; '-' reads it from standard input")
+    parser.add_argument("--lambda", dest="lam", metavar="λ", help="cost units that one unit of quality is worth")
+    parser.add_argument("--mode", choices=("route", "cascade", "fixed"))
+    parser.add_argument("--min-stage", metavar="STAGE")
+    parser.add_argument("--max-stage", metavar="STAGE")
+    parser.add_argument("--max-cost", metavar="COST")
+    parser.add_argument("--json", action="store_true", help="print the whole trace as JSON")
+
+
+def read_settings(args: argparse.Namespace) -> Settings:
+    """The settings that the arguments, the environment and the file amount to."""
+    return config.read(args.ladder, environ=os.environ, overrides=args.overrides)
+
+
+def number(raw: str | None, name: str) -> float | None:
+    """A finite number >= 0 or None; raises UsageError naming the flag."""
+    if raw is None:
+        return None
+    try:
+        value = float(raw)
+    except ValueError:
+        value = float("nan")
+    if not 0 <= value < float("inf"):
+        raise UsageError(f"{name}: '{raw}' is not a finite number of at least 0")
+    return value
+
+
+def dials(args: argparse.Namespace) -> dict[str, Any]:
+    """Keyword arguments for ``Stepladder.ask``."""
+    return {
+        "lam": number(args.lam, "--lambda"),
+        "mode": args.mode,
+        "min_stage": args.min_stage,
+        "max_stage": args.max_stage,
+        "max_cost": number(args.max_cost, "--max-cost"),
+    }
+
+
+def read_prompt(args: argparse.Namespace) -> str:
+    """The prompt; raises UsageError where it is empty."""
+    prompt = sys.stdin.read() if args.prompt == "-" else str(args.prompt)
+    if not prompt.strip():
+        raise UsageError("PROMPT is empty; give a question, or '-' to read it from standard input")
+    return prompt

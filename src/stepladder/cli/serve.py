@@ -1,0 +1,47 @@
+"""``stepladder serve``: the OpenAI-compatible endpoint."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from stepladder.build import build
+from stepladder.cli import options
+from stepladder.config import Settings
+from stepladder.gateway.app import GatewaySettings, create_app
+from stepladder.gateway.server import serve
+
+HELP = "serve a ladder behind an OpenAI-compatible endpoint"
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    options.add_ladder(parser, positional=True)
+    parser.add_argument("--host", help="address to bind (default: the ladder's, 127.0.0.1)")
+    parser.add_argument("--port", type=int, help="port to bind (default: the ladder's, 8080)")
+
+
+def run(args: argparse.Namespace) -> int:
+    for key in ("host", "port"):
+        if getattr(args, key) is not None:
+            args.overrides.append(f"gateway.{key}={getattr(args, key)}")
+    settings = options.read_settings(args)
+    router = build(settings)
+    app = create_app(router, gateway_settings(settings), manage_router=True)
+    sys.stderr.write(greeting(settings, settings.gateway.port) + "\n")
+    serve(app, settings.gateway.host, settings.gateway.port)
+    return 0
+
+
+def gateway_settings(settings: Settings) -> GatewaySettings:
+    """What the gateway needs of the settings."""
+    return GatewaySettings(model_name=settings.gateway.model_name, max_body_bytes=settings.gateway.max_body_bytes)
+
+
+def greeting(settings: Settings, port: int) -> str:
+    """How to call the server, as a line to paste."""
+    url = f"http://{settings.gateway.host}:{port}/v1"
+    body = f'{{"model": "{settings.gateway.model_name}", "messages": [{{"role": "user", "content": "What is 2+2?"}}]}}'
+    names = " < ".join(stage.name for stage in settings.stages)
+    return (
+        f"serving {names} at {url}\n\n  curl {url}/chat/completions -H 'content-type: application/json' -d '{body}'\n"
+    )

@@ -1,0 +1,346 @@
+"""ladder.toml + environment + flags → frozen settings, read once at the edge and handed over in small pieces.
+
+A key may be given in the file (``[policy] lambda = 5``), in the environment (``STEPLADDER_POLICY_LAMBDA=5``) or as a
+flag (``--set policy.lambda=5``); the later of these wins. Secrets come by environment variable only, by its name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import orjson
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from stepladder.errors import ConfigError, Problem, nearest
+from stepladder.types import Capability, CostUnit, Mode
+
+PRESETS = Path(__file__).parent / "presets"
+ENV_PREFIX = "STEPLADDER_"
+LAMBDA_PRESETS: Mapping[str, float] = {"production": 1.5, "balanced": 5.0, "research": 15.0}
+"""The paper's §5.1.2 names λ 1-2 for production and 10-20 for research; we take the middles, and 5 as its Table 4.2."""
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]*$")]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, populate_by_name=True)
+
+
+class LadderSettings(_Frozen):
+    """[ladder]"""
+
+    name: Name = "ladder"
+    cost_unit: CostUnit = "relative"
+
+
+class StageSettings(_Frozen):
+    """[[stages]], from the cheapest to the dearest. Times in seconds, prices in usd for a million tokens."""
+
+    name: Name
+    model: Annotated[str, Field(min_length=1)]
+    engine: str = "openai"
+    base_url: str | None = None
+    api_key_env: str | None = None
+    headers: Mapping[str, str] = Field(default_factory=dict)
+    cost: NonNegative | None = None
+    price_in: NonNegative | None = None
+    price_out: NonNegative | None = None
+    context: Annotated[int, Field(gt=0)] | None = None
+    gpus: Positive = 1.0
+    max_concurrency: Annotated[int, Field(gt=0)] | None = None
+    capabilities: frozenset[Capability] = Field(default=frozenset({"stream"}), strict=False)
+    connect_timeout_s: Positive | None = None
+    first_byte_timeout_s: Positive | None = None
+    idle_timeout_s: Positive | None = None
+    total_timeout_s: Positive | None = None
+    threads: Annotated[int, Field(gt=0)] | None = None
+    parallel: Annotated[int, Field(gt=0)] | None = None
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    table: str | None = None
+    options: Mapping[str, Any] = Field(default_factory=dict)
+
+
+class PolicySettings(_Frozen):
+    """[policy]"""
+
+    name: str = "greedy"
+    mode: Mode = "route"
+    lam: Annotated[NonNegative | None, Field(alias="lambda")] = None
+    preset: Literal["production", "balanced", "research"] | None = None
+    seed: int = 0
+    options: Mapping[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _one_dial(self) -> PolicySettings:
+        if self.lam is not None and self.preset is not None:
+            raise ValueError("give lambda or preset, not both")
+        return self
+
+
+class PredictorSettings(_Frozen):
+    """[predictor]; without an artifact the uncalibrated ``prior`` serves."""
+
+    artifact: str | None = None
+    name: str | None = None
+    features: str | None = None
+
+
+class CostSettings(_Frozen):
+    """[costs]; ``latency_price`` in cost units a second."""
+
+    model: str = "fixed"
+    latency_price: NonNegative = 0.0
+    options: Mapping[str, Any] = Field(default_factory=dict)
+
+
+class ServeSettings(_Frozen):
+    """[gateway]"""
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 8080
+    model_name: Name = "stepladder"
+    max_body_bytes: Annotated[int, Field(gt=0)] = 8 * 1024 * 1024
+
+
+class TraceSettings(_Frozen):
+    """[traces]; without a path traces are kept in memory and end with the process."""
+
+    path: str | None = None
+
+
+class Settings(_Frozen):
+    """A whole ladder.toml."""
+
+    ladder: LadderSettings = LadderSettings()
+    stages: Annotated[tuple[StageSettings, ...], Field(min_length=1, strict=False)]
+    policy: PolicySettings = PolicySettings()
+    predictor: PredictorSettings = PredictorSettings()
+    costs: CostSettings = CostSettings()
+    gateway: ServeSettings = ServeSettings()
+    traces: TraceSettings = TraceSettings()
+    source: str = Field(default="<settings>", exclude=True)
+    folder: Path = Field(default=Path(), exclude=True, strict=False)
+
+    @property
+    def version(self) -> str:
+        """A short hash of everything set, for the trace."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:12]
+
+
+def read(source: str | Path, *, environ: Mapping[str, str] | None = None, overrides: Sequence[str] = ()) -> Settings:
+    """Settings from a preset's name or a file, then the environment, then ``section.key=value`` overrides.
+
+    Raises ConfigError with every problem found, each with its key and, where it stands in the file, its line.
+    """
+    path = locate(source)
+    text = _text(path)
+    try:
+        tree = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(str(path), [Problem("file", f"is no valid TOML: {error}")]) from error
+    _merge(tree, _from_environ(environ or {}, str(path)))
+    _merge(tree, _from_overrides(overrides, str(path)))
+    return parse(tree, source=str(path), folder=path.parent.resolve(), text=text)
+
+
+def parse(tree: Mapping[str, Any], *, source: str = "<settings>", folder: Path = Path(), text: str = "") -> Settings:
+    """Settings from plain values; raises ConfigError."""
+    problems = _shape_problems(tree, text)
+    if problems:
+        raise ConfigError(source, problems)
+    settings = Settings.model_validate(tree).model_copy(update={"source": source, "folder": folder})
+    problems = _sense_problems(settings, text)
+    if problems:
+        raise ConfigError(source, problems)
+    return settings
+
+
+def presets() -> tuple[str, ...]:
+    """Names of the ladders that come with Stepladder."""
+    return tuple(sorted(path.parent.name for path in PRESETS.glob("*/ladder.toml")))
+
+
+def locate(source: str | Path) -> Path:
+    """The file behind a preset's name or a path; raises ConfigError where there is neither."""
+    if isinstance(source, str) and source in presets():
+        return PRESETS / source / "ladder.toml"
+    path = Path(source)
+    if path.is_dir():
+        path = path / "ladder.toml"
+    if not path.is_file():
+        hint = nearest(str(source), presets())
+        raise ConfigError(str(source), [Problem("file", f"is neither a file nor a preset; {hint}")])
+    return path
+
+
+def line_of(text: str, path: Sequence[str | int]) -> int | None:
+    """The line on which a key (or failing that, its table) stands in a TOML text; None where it was not found."""
+    table, counts, found = "", dict[str, int](), None
+    wanted = [str(part) for part in path]
+    for number, line in enumerate(text.splitlines(), start=1):
+        header = re.match(r"\s*(\[\[?)\s*([^\]]+?)\s*\]", line)
+        if header:
+            table = header[2]
+            if header[1] == "[[":
+                counts[table] = counts.get(table, -1) + 1
+                table = f"{table}.{counts[table]}"
+            if wanted[: len(table.split("."))] == table.split("."):
+                found = number
+            continue
+        key = re.match(r"\s*[\"']?([\w.-]+)[\"']?\s*=", line)
+        if key and _is_prefix([*_parts(table), *key[1].split(".")], wanted):
+            return number
+    return found
+
+
+# ── reading ──────────────────────────────────────────────────────────────────
+
+
+def _parts(table: str) -> list[str]:
+    return table.split(".") if table else []
+
+
+def _is_prefix(shorter: list[str], longer: list[str]) -> bool:
+    return longer[: len(shorter)] == shorter
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(str(path), [Problem("file", f"cannot be read: {error}")]) from error
+
+
+def _value(raw: str) -> Any:
+    """A TOML literal where it is one, else the string itself."""
+    try:
+        return tomllib.loads(f"value = {raw}")["value"]
+    except tomllib.TOMLDecodeError:
+        return raw
+
+
+def _from_environ(environ: Mapping[str, str], source: str) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    known = _env_names()
+    for name, raw in sorted(environ.items()):
+        if not name.startswith(ENV_PREFIX):
+            continue
+        if name not in known:
+            raise ConfigError(source, [Problem(name, f"no such setting; {nearest(name, sorted(known))}")])
+        section, key = known[name]
+        tree.setdefault(section, {})[key] = _value(raw)
+    return tree
+
+
+def _env_names() -> dict[str, tuple[str, str]]:
+    """Every variable that is read: STEPLADDER_<SECTION>_<KEY> for the sections that hold single values."""
+    return {
+        f"{ENV_PREFIX}{section}_{key}".upper(): (section, key)
+        for section, model in _sections().items()
+        for key in _keys(model)
+        if key not in ("options",)
+    }
+
+
+def _from_overrides(overrides: Iterable[str], source: str) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for override in overrides:
+        name, separator, raw = override.partition("=")
+        section, dot, key = name.strip().partition(".")
+        if not separator or not dot or section not in _sections():
+            valid = ", ".join(_sections())
+            raise ConfigError(source, [Problem("--set", f"'{override}' is not section.key=value; sections: {valid}")])
+        tree.setdefault(section, {})[key] = _value(raw.strip())
+    return tree
+
+
+def _merge(tree: dict[str, Any], extra: Mapping[str, Any]) -> None:
+    for section, values in extra.items():
+        target = tree.setdefault(section, {})
+        if "lambda" in values:
+            target.pop("preset", None)
+        if "preset" in values:
+            target.pop("lambda", None)
+        target.update(values)
+
+
+def _sections() -> dict[str, type[BaseModel]]:
+    return {
+        name: field.annotation
+        for name, field in Settings.model_fields.items()
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+    }
+
+
+def _keys(model: type[BaseModel]) -> tuple[str, ...]:
+    return tuple(field.alias or name for name, field in model.model_fields.items() if name not in ("source", "folder"))
+
+
+# ── judging ──────────────────────────────────────────────────────────────────
+
+
+def _shape_problems(tree: Mapping[str, Any], text: str) -> list[Problem]:
+    try:
+        Settings.model_validate(tree)
+    except ValidationError as error:
+        return [_problem(dict(detail), text) for detail in error.errors()]
+    return []
+
+
+def _problem(detail: Mapping[str, Any], text: str) -> Problem:
+    path = detail["loc"]
+    kind = detail["type"]
+    if kind == "extra_forbidden":
+        message = f"unknown key; {nearest(str(path[-1]), _valid_keys(path[:-1]))}"
+    elif kind == "missing":
+        message = f"missing; {_model_name(path[:-1])} needs it"
+    else:
+        message = f"{detail['msg'].removeprefix('Value error, ')} (got {_short(detail.get('input'))})"
+    return Problem(_dotted(path), message, line_of(text, path))
+
+
+def _valid_keys(path: Sequence[str | int]) -> tuple[str, ...]:
+    if not path:
+        return _keys(Settings)
+    if path[0] == "stages":
+        return _keys(StageSettings)
+    return _keys(_sections()[str(path[0])])
+
+
+def _model_name(path: Sequence[str | int]) -> str:
+    if path and path[0] == "stages":
+        return "every stage"
+    return f"[{path[0]}]" if path else "the file"
+
+
+def _dotted(path: Sequence[str | int]) -> str:
+    words = [f"[{part}]" if isinstance(part, int) else f".{part}" for part in path]
+    return "".join(words).removeprefix(".")
+
+
+def _short(value: Any) -> str:
+    try:
+        return orjson.dumps(value).decode()[:80]
+    except TypeError:
+        return repr(value)[:80]
+
+
+def _sense_problems(settings: Settings, text: str) -> list[Problem]:
+    """What the shape cannot tell: names used twice, λ that has no default in this unit."""
+    problems: list[Problem] = []
+    seen: set[str] = set()
+    for index, stage in enumerate(settings.stages):
+        line = line_of(text, ("stages", index, "name"))
+        if stage.name in seen:
+            problems.append(Problem(f"stages[{index}].name", f"'{stage.name}' names two stages", line))
+        if stage.name == settings.gateway.model_name:
+            problems.append(Problem(f"stages[{index}].name", f"'{stage.name}' is the gateway's own model name", line))
+        seen.add(stage.name)
+    return problems

@@ -1,0 +1,42 @@
+"""Ask a policy again what it was asked before, without a model: a trace holds every view that it saw."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from stepladder.contracts import Policy
+from stepladder.router import next_decision
+from stepladder.types import Action, Decision, Trace
+
+
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """One decision, then and now."""
+
+    trace_id: str
+    step: int
+    then: Decision
+    now: Decision
+
+    @property
+    def is_same(self) -> bool:
+        """True where the action, its propensity and the candidates' values came out equal."""
+        return _key(self.then) == _key(self.now)
+
+
+def replay(trace: Trace, policy: Policy) -> Iterator[Replayed]:
+    """Every recorded view put to the policy again, through the same rule that the live loop uses."""
+    last: Action | None = None
+    for number, step in enumerate(trace.steps):
+        yield Replayed(trace.id, number, step.decision, next_decision(policy, step.view, last))
+        last = step.decision.action
+
+
+def differences(traces: Iterable[Trace], policy: Policy) -> tuple[Replayed, ...]:
+    """The decisions that the policy would now take otherwise."""
+    return tuple(pair for trace in traces for pair in replay(trace, policy) if not pair.is_same)
+
+
+def _key(decision: Decision) -> tuple[Action, float, dict[str, float]]:
+    return decision.action, decision.propensity, dict(decision.values)

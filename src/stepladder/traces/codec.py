@@ -1,0 +1,209 @@
+"""Trace ⇄ plain JSON values, schema 1.
+
+A view's attempts and the attempts that actions name are those of the earlier steps, so they are written once, as the
+step that made them, and pointed to by number. What a trace does not hold: the raw wire reply (only what it meant).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from stepladder.errors import TraceError
+from stepladder.types import (
+    EMPTY,
+    Action,
+    Attempt,
+    Call,
+    Cost,
+    Decision,
+    Dials,
+    Estimate,
+    Estimates,
+    Fail,
+    Fault,
+    Request,
+    Step,
+    Stop,
+    Trace,
+    Usage,
+    Versions,
+    View,
+)
+
+SCHEMA = 1
+
+
+def encode(trace: Trace) -> dict[str, Any]:
+    """The trace as JSON values. ``decode(encode(trace)) == trace`` but for floats that JSON cannot hold."""
+    attempts = trace.attempts
+    return {
+        "schema": SCHEMA,
+        "id": trace.id,
+        "created_at": trace.created_at,
+        "request": _encode_request(trace.request),
+        "ladder": trace.ladder,
+        "stages": list(trace.stages),
+        "policy": trace.policy,
+        "mode": trace.mode,
+        "cost_unit": trace.cost_unit,
+        "versions": asdict(trace.versions),
+        "steps": [_encode_step(step, attempts) for step in trace.steps],
+        "answer_index": trace.answer_index,
+        "fault": None if trace.fault is None else asdict(trace.fault),
+        "seconds": trace.seconds,
+    }
+
+
+def decode(body: Mapping[str, Any]) -> Trace:
+    """The trace behind JSON values; raises TraceError for another schema or a record with missing parts."""
+    if body.get("schema") != SCHEMA:
+        raise TraceError(f"trace schema {body.get('schema')!r} is not known here; this version reads schema {SCHEMA}")
+    try:
+        return _decode(body)
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise TraceError(f"trace {body.get('id')!r} is damaged: {error!r}") from error
+
+
+# ── writing ──────────────────────────────────────────────────────────────────
+
+
+def _encode_request(request: Request) -> dict[str, Any]:
+    return {
+        "id": request.id,
+        "messages": [dict(message) for message in request.messages],
+        "prompt": request.prompt,
+        "params": dict(request.params),
+        "dials": asdict(request.dials),
+        "needs": sorted(request.needs),
+    }
+
+
+def _encode_step(step: Step, attempts: Sequence[Attempt]) -> dict[str, Any]:
+    view, decision = step.view, step.decision
+    return {
+        "stages": list(view.stages),
+        "lam": view.lam,
+        "estimates": {name: [e.mean, e.sd] for name, e in view.estimates.stages.items()},
+        "calibrated": view.estimates.calibrated,
+        "notes": dict(view.estimates.notes),
+        "costs": {name: asdict(cost) for name, cost in view.costs.items()},
+        "spent": view.spent,
+        "coin": view.coin,
+        "attempts_seen": len(view.attempts),
+        "action": _encode_action(decision.action, attempts),
+        "propensity": decision.propensity,
+        "values": dict(decision.values),
+        "reason": decision.reason,
+        "decide_s": step.decide_s,
+        "attempt": None if step.attempt is None else _encode_attempt(step.attempt),
+    }
+
+
+def _encode_action(action: Action, attempts: Sequence[Attempt]) -> dict[str, Any]:
+    match action:
+        case Call(stage, final, draft):
+            return {"call": stage, "final": final, "draft": None if draft is None else _index(draft, attempts)}
+        case Stop(attempt):
+            return {"stop": _index(attempt, attempts)}
+        case Fail(fault):
+            return {"fail": asdict(fault)}
+
+
+def _index(attempt: Attempt, attempts: Sequence[Attempt]) -> int:
+    for position, candidate in enumerate(attempts):
+        if candidate is attempt:
+            return position
+    return list(attempts).index(attempt)
+
+
+def _encode_attempt(attempt: Attempt) -> dict[str, Any]:
+    return {
+        "stage": attempt.stage,
+        "text": attempt.text,
+        "usage": asdict(attempt.usage),
+        "seconds": attempt.seconds,
+        "first_token_s": attempt.first_token_s,
+        "finish_reason": attempt.finish_reason,
+        "logprobs": None if attempt.logprobs is None else list(attempt.logprobs),
+        "cost": attempt.cost,
+        "fault": None if attempt.fault is None else asdict(attempt.fault),
+    }
+
+
+# ── reading ──────────────────────────────────────────────────────────────────
+
+
+def _decode(body: Mapping[str, Any]) -> Trace:
+    raw_steps = body["steps"]
+    attempts = tuple(_decode_attempt(raw["attempt"]) for raw in raw_steps if raw["attempt"] is not None)
+    return Trace(
+        id=body["id"],
+        created_at=body["created_at"],
+        request=_decode_request(body["request"]),
+        ladder=body["ladder"],
+        stages=tuple(body["stages"]),
+        policy=body["policy"],
+        mode=body["mode"],
+        cost_unit=body["cost_unit"],
+        versions=Versions(**body["versions"]),
+        steps=tuple(_decode_step(raw, attempts) for raw in raw_steps),
+        answer_index=body["answer_index"],
+        fault=_decode_fault(body["fault"]),
+        seconds=body["seconds"],
+    )
+
+
+def _decode_request(raw: Mapping[str, Any]) -> Request:
+    return Request(
+        id=raw["id"],
+        messages=tuple(raw["messages"]),
+        prompt=raw["prompt"],
+        params=raw["params"] or EMPTY,
+        dials=Dials(**raw["dials"]),
+        needs=frozenset(raw["needs"]),
+    )
+
+
+def _decode_step(raw: Mapping[str, Any], attempts: Sequence[Attempt]) -> Step:
+    seen = raw["attempts_seen"]
+    view = View(
+        stages=tuple(raw["stages"]),
+        lam=raw["lam"],
+        estimates=Estimates(
+            {name: Estimate(mean, sd) for name, (mean, sd) in raw["estimates"].items()}, raw["calibrated"], raw["notes"]
+        ),
+        costs={name: Cost(**cost) for name, cost in raw["costs"].items()},
+        attempts=tuple(attempts[:seen]),
+        spent=raw["spent"],
+        coin=raw["coin"],
+    )
+    decision = Decision(_decode_action(raw["action"], attempts), raw["propensity"], raw["values"], raw["reason"])
+    return Step(view, decision, raw["decide_s"], None if raw["attempt"] is None else attempts[seen])
+
+
+def _decode_action(raw: Mapping[str, Any], attempts: Sequence[Attempt]) -> Action:
+    if "call" in raw:
+        return Call(raw["call"], raw["final"], None if raw["draft"] is None else attempts[raw["draft"]])
+    if "stop" in raw:
+        return Stop(attempts[raw["stop"]])
+    return Fail(Fault(**raw["fail"]))
+
+
+def _decode_attempt(raw: Mapping[str, Any]) -> Attempt:
+    return Attempt(
+        stage=raw["stage"],
+        text=raw["text"],
+        usage=Usage(**raw["usage"]),
+        seconds=raw["seconds"],
+        first_token_s=raw["first_token_s"],
+        finish_reason=raw["finish_reason"],
+        logprobs=None if raw["logprobs"] is None else tuple(raw["logprobs"]),
+        cost=raw["cost"],
+        fault=_decode_fault(raw["fault"]),
+    )
+
+
+def _decode_fault(raw: Mapping[str, Any] | None) -> Fault | None:
+    return None if raw is None else Fault(**raw)

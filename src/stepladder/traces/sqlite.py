@@ -1,0 +1,179 @@
+"""Traces in one SQLite file (WAL), written by a thread of their own so that no request waits for the disk."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import sqlite3
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import orjson
+
+from stepladder.errors import TraceError
+from stepladder.traces.codec import decode, encode
+from stepladder.types import Outcome, Trace
+
+log = logging.getLogger("stepladder.traces")
+
+STORE_SCHEMA = 1
+BATCH = 256
+QUEUE_LIMIT = 20_000
+"""Traces that may wait for the disk. Past it new ones are dropped and counted in ``shed``: memory stays bounded."""
+
+_TABLES = """
+CREATE TABLE IF NOT EXISTS traces (
+    id TEXT PRIMARY KEY, created_at REAL NOT NULL, stage TEXT, cost REAL NOT NULL, seconds REAL NOT NULL,
+    body BLOB NOT NULL
+);
+CREATE INDEX IF NOT EXISTS traces_by_time ON traces (created_at);
+CREATE TABLE IF NOT EXISTS outcomes (
+    decision_id TEXT NOT NULL, source TEXT NOT NULL, stage TEXT, score REAL NOT NULL, comment TEXT,
+    PRIMARY KEY (decision_id, source, stage)
+);
+"""
+
+
+class SqliteTraceStore:
+    """A ``TraceStore`` in a file.
+
+    ``append`` returns at once; ``get`` and ``read`` first wait for what was appended before them. ``outcome`` returns
+    only once it is on disk. Raises TraceError for a file that is no trace store or comes from a newer version.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self.shed = 0
+        self._closed = False
+        self._lock = threading.Lock()
+        self._db = self._open()
+        self._queue: queue.Queue[Trace | threading.Event | None] = queue.Queue(QUEUE_LIMIT)
+        self._writer = threading.Thread(target=self._write_forever, name="stepladder-traces", daemon=True)
+        self._writer.start()
+
+    def append(self, trace: Trace) -> None:
+        """Hand a trace over to the writer; where 20,000 wait already it is dropped and counted in ``shed``."""
+        try:
+            self._queue.put_nowait(trace)
+        except queue.Full:
+            self.shed += 1
+
+    def outcome(self, outcome: Outcome) -> None:
+        """Keep a measured quality; the same decision, source and stage again replaces the earlier score."""
+        row = (outcome.decision_id, outcome.source, outcome.stage or "", outcome.score, outcome.comment)
+        with self._lock, self._db:
+            self._db.execute(
+                "INSERT OR REPLACE INTO outcomes (decision_id, source, stage, score, comment) VALUES (?, ?, ?, ?, ?)",
+                row,
+            )
+
+    def get(self, trace_id: str) -> Trace | None:
+        """One trace by its decision id, None where there is none."""
+        self.flush()
+        with self._lock:
+            row = self._db.execute("SELECT body FROM traces WHERE id = ?", (trace_id,)).fetchone()
+        return None if row is None else decode(orjson.loads(row[0]))
+
+    def read(self, *, since: float = 0.0, limit: int | None = None) -> Iterator[Trace]:
+        """Traces in the order they were made, from ``since`` (seconds since the epoch) on."""
+        self.flush()
+        query = "SELECT body FROM traces WHERE created_at >= ? ORDER BY created_at, rowid LIMIT ?"
+        with self._lock:
+            rows = self._db.execute(query, (since, -1 if limit is None else limit)).fetchall()
+        return (decode(orjson.loads(row[0])) for row in rows)
+
+    def outcomes(self, trace_id: str) -> tuple[Outcome, ...]:
+        """All measured qualities of one decision."""
+        query = "SELECT score, source, stage, comment FROM outcomes WHERE decision_id = ? ORDER BY rowid"
+        with self._lock:
+            rows = self._db.execute(query, (trace_id,)).fetchall()
+        return tuple(Outcome(trace_id, score, source, stage or None, comment) for score, source, stage, comment in rows)
+
+    def flush(self) -> None:
+        """Wait until everything appended so far is on disk."""
+        if self._closed:
+            return
+        done = threading.Event()
+        self._queue.put(done)
+        done.wait()
+
+    def close(self) -> None:
+        """Write what waits, then close. Safe to call twice."""
+        if self._closed:
+            return
+        self._closed = True
+        self._queue.put(None)
+        self._writer.join()
+        self._db.close()
+
+    # ── the file ─────────────────────────────────────────────────────────────
+
+    def _open(self) -> sqlite3.Connection:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            db = sqlite3.connect(self.path, check_same_thread=False)
+        except (OSError, sqlite3.Error) as error:
+            raise TraceError(f"traces.path: '{self.path}' cannot be opened: {error}") from error
+        try:
+            self._prepare(db)
+        except sqlite3.DatabaseError as error:
+            db.close()
+            raise TraceError(f"traces.path: '{self.path}' is no trace store: {error}") from error
+        except TraceError:
+            db.close()
+            raise
+        return db
+
+    def _prepare(self, db: sqlite3.Connection) -> None:
+        db.execute("PRAGMA journal_mode=WAL")
+        db.execute("PRAGMA synchronous=NORMAL")
+        (found,) = db.execute("PRAGMA user_version").fetchone()
+        if found > STORE_SCHEMA:
+            raise TraceError(
+                f"traces.path: '{self.path}' has schema {found}, written by a newer Stepladder; "
+                f"this one reads up to {STORE_SCHEMA}"
+            )
+        db.executescript(_TABLES)
+        db.execute(f"PRAGMA user_version={STORE_SCHEMA}")
+        db.commit()
+
+    # ── the writer's thread ──────────────────────────────────────────────────
+
+    def _write_forever(self) -> None:
+        while True:
+            batch = self._next_batch()
+            traces = [item for item in batch if isinstance(item, Trace)]
+            if traces:
+                self._write(traces)
+            for item in batch:
+                if isinstance(item, threading.Event):
+                    item.set()
+            if None in batch:
+                return
+
+    def _next_batch(self) -> list[Trace | threading.Event | None]:
+        batch = [self._queue.get()]
+        while len(batch) < BATCH:
+            try:
+                batch.append(self._queue.get_nowait())
+            except queue.Empty:
+                break
+        return batch
+
+    def _write(self, traces: list[Trace]) -> None:
+        rows = [_row(trace) for trace in traces]
+        try:
+            with self._lock, self._db:
+                self._db.executemany("INSERT OR REPLACE INTO traces VALUES (?, ?, ?, ?, ?, ?)", rows)
+        except sqlite3.Error:
+            # A full disk must not stop the gateway; what is lost is counted and said.
+            self.shed += len(traces)
+            log.exception("%d traces could not be written to %s", len(traces), self.path)
+
+
+def _row(trace: Trace) -> tuple[str, float, str | None, float, float, bytes]:
+    index = trace.answer_index
+    stage = None if index is None else trace.attempts[index].stage
+    body = orjson.dumps(encode(trace), option=orjson.OPT_SERIALIZE_NUMPY)
+    return trace.id, trace.created_at, stage, trace.cost, trace.seconds, body
