@@ -43,7 +43,7 @@ class Stage:
     price_out: float | None = None
     max_concurrency: int | None = None
     capabilities: frozenset[Capability] = frozenset({"stream"})
-    options: Mapping[str, Any] = field(default=EMPTY, repr=False)
+    options: Mapping[str, Any] = field(default_factory=lambda: EMPTY, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +92,7 @@ class Request:
     id: str
     messages: tuple[Mapping[str, Any], ...] = ()
     prompt: str | None = None
-    params: Mapping[str, Any] = EMPTY
+    params: Mapping[str, Any] = field(default_factory=lambda: EMPTY)
     dials: Dials = Dials()
     needs: frozenset[Capability] = frozenset()
 
@@ -156,7 +156,7 @@ class Estimates:
 
     stages: Mapping[str, Estimate]
     calibrated: bool = False
-    notes: Mapping[str, str] = EMPTY
+    notes: Mapping[str, str] = field(default_factory=lambda: EMPTY)
 
     def __getitem__(self, stage: str) -> Estimate:
         return self.stages[stage]
@@ -307,7 +307,7 @@ class Decision:
 
     action: Action
     propensity: float = 1.0
-    values: Mapping[str, float] = EMPTY
+    values: Mapping[str, float] = field(default_factory=lambda: EMPTY)
     reason: str = ""
 
 
