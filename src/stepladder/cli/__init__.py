@@ -5,19 +5,23 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol, cast
 
 from stepladder.errors import StepladderError
 from stepladder.version import __version__
 
-VERBS = ("demo", "ask", "route", "serve", "check")
+VERBS: Mapping[str, str] = {
+    "demo": "watch requests climb the embedded ladder behind a real endpoint",
+    "ask": "answer one question",
+    "route": "decide which stage a question is worth, without asking it",
+    "serve": "serve a ladder behind an OpenAI-compatible endpoint",
+    "check": "explain every problem of a ladder.toml",
+}
 
 
 class Verb(Protocol):
-    """A module of this package: HELP, its arguments, and what it does (returns the exit code)."""
-
-    HELP: str
+    """A module of this package: its arguments, and what it does (returns the exit code)."""
 
     def arguments(self, parser: argparse.ArgumentParser) -> None: ...
     def run(self, args: argparse.Namespace) -> int: ...
@@ -25,8 +29,8 @@ class Verb(Protocol):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the command line; returns the exit code."""
-    parser = make_parser()
-    args = parser.parse_args(argv)
+    words = sys.argv[1:] if argv is None else list(argv)
+    args = make_parser(words).parse_args(words)
     try:
         return cast(Verb, args.verb).run(args)
     except StepladderError as error:
@@ -39,16 +43,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """The whole command line, from what each verb says of itself."""
+def make_parser(words: Sequence[str] = ()) -> argparse.ArgumentParser:
+    """The command line; only the verb that ``words`` begins with is imported, so that start-up stays quick."""
     parser = argparse.ArgumentParser(
         prog="stepladder", description="Adaptive inference over a ladder of language models."
     )
     parser.add_argument("--version", action="version", version=f"stepladder {__version__}")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
-    for name in VERBS:
-        module = cast(Verb, importlib.import_module(f"stepladder.cli.{name}"))
-        verb = verbs.add_parser(name, help=module.HELP, description=module.HELP)
-        module.arguments(verb)
-        verb.set_defaults(verb=module)
+    for name, told in VERBS.items():
+        verb = verbs.add_parser(name, help=told, description=f"{told[0].upper()}{told[1:]}.")
+        if name in words[:1]:
+            module = cast(Verb, importlib.import_module(f"stepladder.cli.{name}"))
+            module.arguments(verb)
+            verb.set_defaults(verb=module)
     return parser

@@ -12,8 +12,6 @@ from stepladder.sync import Stepladder
 from stepladder.traces.codec import encode
 from stepladder.types import Answer
 
-HELP = "answer one question"
-
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     options.add_ladder(parser)

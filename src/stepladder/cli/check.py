@@ -12,8 +12,6 @@ from stepladder.cli import options
 from stepladder.config import Settings
 from stepladder.errors import ConfigError
 
-HELP = "explain every problem of a ladder.toml"
-
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     options.add_ladder(parser, positional=True)

@@ -15,8 +15,6 @@ from stepladder.cli import options
 from stepladder.traces.codec import encode
 from stepladder.types import Call, Dials, Request, Trace
 
-HELP = "decide which stage a question is worth, without asking it"
-
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     options.add_ladder(parser)

@@ -11,8 +11,6 @@ from stepladder.config import Settings
 from stepladder.gateway.app import GatewaySettings, create_app
 from stepladder.gateway.server import serve
 
-HELP = "serve a ladder behind an OpenAI-compatible endpoint"
-
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     options.add_ladder(parser, positional=True)

@@ -1,0 +1,14 @@
+"""What all tests share: no settings leak in from the machine that runs them."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name.startswith(("STEPLADDER_", "OPENAI_", "HF_")):
+            monkeypatch.delenv(name)

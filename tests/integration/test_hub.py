@@ -1,0 +1,129 @@
+"""Fetching weights from a hub: against a small server of our own that speaks as the hub does."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from stepladder import hub
+from stepladder.errors import ModelFileError
+
+CONTENT = bytes(range(256)) * 4096
+COMMIT = "a" * 40
+ETAG = hashlib.sha256(CONTENT).hexdigest()
+
+
+class FakeHub(BaseHTTPRequestHandler):
+    """One repository with one file; a GET may be cut off, a Range is honoured."""
+
+    requests: list[tuple[str, str, str | None]]
+    cut_after: int | None
+
+    def log_message(self, *args) -> None:
+        pass
+
+    def do_HEAD(self) -> None:
+        self._answer(body=False)
+
+    def do_GET(self) -> None:
+        self._answer(body=True)
+
+    def _answer(self, *, body: bool) -> None:
+        span = self.headers.get("Range")
+        self.server.requests.append((self.command, self.path, span))
+        if not self.path.startswith("/org/tiny/resolve/main/model.gguf"):
+            self.send_response(404)
+            self.send_header("X-Error-Code", "EntryNotFound")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        start = int(span.removeprefix("bytes=").split("-")[0]) if span else 0
+        data = CONTENT[start:]
+        self.send_response(206 if span else 200)
+        self.send_header("ETag", f'"{ETAG}"')
+        self.send_header("X-Repo-Commit", COMMIT)
+        self.send_header("Accept-Ranges", "bytes")
+        self.send_header("Content-Length", str(len(data)))
+        if span:
+            self.send_header("Content-Range", f"bytes {start}-{len(CONTENT) - 1}/{len(CONTENT)}")
+        self.end_headers()
+        if not body:
+            return
+        if self.server.cut_after is not None:
+            data, self.server.cut_after = data[: self.server.cut_after], None
+            self.wfile.write(data)
+            self.close_connection = True
+            return
+        self.wfile.write(data)
+
+
+@pytest.fixture
+def server():
+    made = ThreadingHTTPServer(("127.0.0.1", 0), FakeHub)
+    made.requests, made.cut_after = [], None
+    thread = threading.Thread(target=made.serve_forever, daemon=True)
+    thread.start()
+    yield made
+    made.shutdown()
+    thread.join()
+    made.server_close()
+
+
+def fetch(server, cache: Path, name: str = "model.gguf") -> Path:
+    endpoint = f"http://127.0.0.1:{server.server_port}"
+    return hub.fetch(hub.HubFile("org/tiny", name, None), cache=cache, endpoint=endpoint)
+
+
+def test_a_file_is_fetched_once(server, tmp_path):
+    path = fetch(server, tmp_path)
+    assert path.read_bytes() == CONTENT
+    before = sum(method == "GET" for method, _, _ in server.requests)
+    assert fetch(server, tmp_path) == path
+    assert sum(method == "GET" for method, _, _ in server.requests) == before == 1
+
+
+def test_a_download_that_was_cut_off_goes_on_where_it_stopped(server, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 100_000)  # it resumes by whole chunks
+    server.cut_after = 300_000
+    path = fetch(server, tmp_path)
+    spans = [span for method, _, span in server.requests if method == "GET"]
+    assert path.read_bytes() == CONTENT
+    assert spans == [None, "bytes=300000-"]
+
+
+def test_a_file_that_is_not_there(server, tmp_path):
+    with pytest.raises(ModelFileError, match="hub:org/tiny/absent.gguf could not be fetched"):
+        fetch(server, tmp_path, "absent.gguf")
+
+
+def test_a_hub_that_cannot_be_reached(tmp_path, monkeypatch):
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # the client waits 23 s between its tries
+    nowhere = "http://127.0.0.1:9"
+    with pytest.raises(ModelFileError, match="could not be fetched"):
+        hub.fetch(hub.HubFile("org/tiny", "model.gguf", None), cache=tmp_path, endpoint=nowhere)
+
+
+@pytest.mark.parametrize(
+    ("model", "parts"),
+    [
+        ("hub:a/b/c.gguf", ("a/b", "c.gguf", None)),
+        ("hub:a/b/deep/c.gguf@v1.0", ("a/b", "deep/c.gguf", "v1.0")),
+    ],
+)
+def test_references(model, parts):
+    assert hub.parse_reference(model) == parts
+
+
+@pytest.mark.parametrize("model", ["hub:", "hub:a/b", "hub:a/b/c@", "hub:a b/c/d"])
+def test_references_that_are_none(model):
+    with pytest.raises(ModelFileError, match="hub:OWNER/REPOSITORY/FILE"):
+        hub.parse_reference(model)
+
+
+def test_paths_are_taken_from_the_configurations_folder(tmp_path):
+    assert hub.resolve("m.gguf", tmp_path) == tmp_path / "m.gguf"
+    assert hub.resolve("/x/m.gguf", tmp_path) == Path("/x/m.gguf")

@@ -1,0 +1,120 @@
+"""Traces: what is written comes back, whatever the store; a store that cannot be used says why."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from strategies import traces
+
+from stepladder.errors import TraceError
+from stepladder.traces.codec import decode, encode
+from stepladder.traces.memory import MemoryTraceStore
+from stepladder.traces.sqlite import SqliteTraceStore
+from stepladder.types import Outcome, Request, Trace, Versions
+
+
+def trace(name: str, at: float = 0.0) -> Trace:
+    request = Request("r", messages=({"role": "user", "content": "hi"},))
+    return Trace(name, at, request, "nano", ("a",), "greedy", "route", "relative", Versions())
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+def store(request, tmp_path):
+    made = MemoryTraceStore() if request.param == "memory" else SqliteTraceStore(tmp_path / "t.sqlite3")
+    yield made
+    made.close()
+
+
+@given(traces())
+@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+def test_a_trace_survives_json(trace):
+    assert decode(json.loads(json.dumps(encode(trace)))) == trace
+
+
+def test_another_schema_is_refused():
+    with pytest.raises(TraceError, match="schema 99"):
+        decode({"schema": 99})
+
+
+def test_a_damaged_record_is_named():
+    body = encode(trace("dec-1"))
+    del body["steps"]
+    with pytest.raises(TraceError, match="'dec-1' is damaged"):
+        decode(body)
+
+
+def test_what_was_appended_is_read_at_once(store):
+    store.append(trace("a"))
+    assert store.get("a") == trace("a")
+    assert store.get("b") is None
+
+
+def test_traces_come_in_order_from_a_time_on(store):
+    for number in range(5):
+        store.append(trace(str(number), float(number)))
+    assert [t.id for t in store.read(since=2.0)] == ["2", "3", "4"]
+    assert [t.id for t in store.read(limit=2)] == ["0", "1"]
+
+
+def test_the_same_outcome_again_replaces_the_first(store):
+    store.outcome(Outcome("a", 0.5, "user"))
+    store.outcome(Outcome("a", 1.0, "user"))
+    store.outcome(Outcome("a", 0.2, "judge", "small", "vague"))
+    assert set(store.outcomes("a")) == {Outcome("a", 1.0, "user"), Outcome("a", 0.2, "judge", "small", "vague")}
+
+
+def test_a_file_keeps_what_it_holds(tmp_path):
+    first = SqliteTraceStore(tmp_path / "t.sqlite3")
+    for number in range(1000):
+        first.append(trace(str(number), float(number)))
+    first.close()
+    first.close()
+    second = SqliteTraceStore(tmp_path / "t.sqlite3")
+    assert len(list(second.read())) == 1000
+    second.close()
+
+
+def test_memory_stays_bounded():
+    store = MemoryTraceStore(limit=3)
+    for number in range(10):
+        store.append(trace(str(number)))
+    assert [t.id for t in store.read()] == ["7", "8", "9"]
+
+
+def test_a_file_that_is_no_store(tmp_path):
+    path = tmp_path / "t.sqlite3"
+    path.write_bytes(b"not a database" * 100)
+    with pytest.raises(TraceError, match="is no trace store"):
+        SqliteTraceStore(path)
+    assert path.read_bytes().startswith(b"not a database")
+
+
+def test_a_folder_that_cannot_be(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(TraceError, match="cannot be opened"):
+        SqliteTraceStore(tmp_path / "file" / "t.sqlite3")
+
+
+def test_a_newer_store_is_left_alone(tmp_path):
+    path = tmp_path / "t.sqlite3"
+    SqliteTraceStore(path).close()
+    with sqlite3.connect(path) as db:
+        db.execute("PRAGMA user_version=99")
+    db.close()
+    with pytest.raises(TraceError, match="schema 99, written by a newer"):
+        SqliteTraceStore(path)
+
+
+def test_what_the_disk_refuses_is_counted(tmp_path, caplog):
+    store = SqliteTraceStore(Path(tmp_path) / "t.sqlite3")
+    store._db.execute("DROP TABLE traces")
+    store._db.commit()
+    store.append(trace("a"))
+    store.flush()
+    assert store.shed == 1
+    assert "could not be written" in caplog.text
+    store.close()
