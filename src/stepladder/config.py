@@ -61,7 +61,8 @@ class StageSettings(_Frozen):
     idle_timeout_s: Positive | None = None
     total_timeout_s: Positive | None = None
     threads: Annotated[int, Field(gt=0)] | None = None
-    parallel: Annotated[int, Field(gt=0)] | None = None
+    n_parallel: Annotated[int, Field(gt=0)] | None = None
+    load_timeout_s: Positive | None = None
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
     table: str | None = None
     options: Mapping[str, Any] = Field(default_factory=dict)
