@@ -1,0 +1,232 @@
+"""One call to an OpenAI-compatible server over aiohttp: the code that the ``openai`` and ``llama`` engines share."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import aiohttp
+
+from stepladder.engines import wire
+from stepladder.engines.options import Options
+from stepladder.engines.sse import SSEParser
+from stepladder.types import Delta, EngineEvent, Fault, Request
+
+DONE = b"[DONE]"
+KEEP_ALIVE_S = 4.0
+"""Below the five seconds after which uvicorn (and so vLLM) drops an idle connection: ours is never the stale one."""
+
+DRAIN_S = 0.05
+"""How long a finished stream may take to end its body, so that its connection can be used again."""
+
+MAX_REPLY_BYTES = 64 * 2**20
+JSON_HEADERS: Mapping[str, str] = {"Content-Type": "application/json"}
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How long to wait, in seconds.
+
+    ``connect_s``: until the connection stands. ``first_byte_s``: from then to the first byte of the reply, which for
+    an unstreamed answer comes when all of it is written. ``idle_s``: between two pieces of the reply. ``total_s``: for
+    all of it, and for a free slot before it.
+    """
+
+    connect_s: float = 5.0
+    first_byte_s: float = 120.0
+    idle_s: float = 60.0
+    total_s: float = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where a stage is served. ``headers`` may hold secrets, so neither repr nor faults show their values."""
+
+    stage: str
+    model: str
+    base_url: str
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    limits: Limits = Limits()
+    ask_usage: bool = True
+
+
+def read_limits(options: Options) -> Limits:
+    """The four time limits from a stage's options."""
+    usual = Limits()
+    return Limits(
+        connect_s=options.seconds("connect_timeout_s", usual.connect_s),
+        first_byte_s=options.seconds("first_byte_timeout_s", usual.first_byte_s),
+        idle_s=options.seconds("idle_timeout_s", usual.idle_s),
+        total_s=options.seconds("total_timeout_s", usual.total_s),
+    )
+
+
+def new_session() -> aiohttp.ClientSession:
+    """A session without limits of its own: stages bring theirs. Needs a running event loop."""
+    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_S)
+    return aiohttp.ClientSession(
+        connector=connector, timeout=aiohttp.ClientTimeout(total=None), cookie_jar=aiohttp.DummyCookieJar()
+    )
+
+
+async def exchange(
+    session: aiohttp.ClientSession, target: Target, request: Request
+) -> AsyncGenerator[EngineEvent, None]:
+    """Ask, and yield what ``Engine.generate`` yields: deltas where the request streams, then one attempt.
+
+    Closing the generator early, or cancelling the task that reads it, closes the connection at once, which is how
+    servers learn that nobody waits. ``seconds`` counts from here.
+    """
+    call = _Call(session, target, request)
+    fault = None
+    try:
+        async with aclosing(call.deltas()) as deltas:
+            async for delta in deltas:
+                yield delta
+    except wire.WireError as error:
+        fault = error.fault
+    except aiohttp.ClientError as error:
+        fault = Fault("connect", f"the connection to {target.base_url} failed: {_described(error)}")
+    yield call.reply.attempt(call.elapsed, _redacted(fault, target))
+
+
+class _Call:
+    """The state of one exchange."""
+
+    def __init__(self, session: aiohttp.ClientSession, target: Target, request: Request) -> None:
+        self.session, self.target, self.request = session, target, request
+        self.reply = wire.Reply(target.stage)
+        self.started = time.perf_counter()
+
+    @property
+    def elapsed(self) -> float:
+        return time.perf_counter() - self.started
+
+    async def deltas(self) -> AsyncGenerator[Delta, None]:
+        """The pieces of the answer; ``reply`` holds the whole. Raises WireError and aiohttp.ClientError."""
+        response = await self._post()
+        try:
+            if response.status // 100 != 2:
+                raise wire.WireError(wire.refusal(response.status, response.headers, await self._read(response)))
+            if not wire.is_stream(self.request):
+                _expect_type(response, "json")
+                self.reply.read_whole(await self._read(response))
+                return
+            _expect_type(response, "text/event-stream")
+            async with aclosing(self._chunks(response)) as chunks:
+                async for delta in chunks:
+                    yield delta
+        finally:
+            response.close()  # cuts the connection, except where the body was read to its end: then it is kept
+
+    async def _post(self) -> aiohttp.ClientResponse:
+        limits = self.target.limits
+        data = wire.body(self.request, self.target.model, ask_usage=self.target.ask_usage)
+        async with self._within(limits.connect_s + limits.first_byte_s, "no reply", "first_byte_timeout_s"):
+            try:
+                return await self.session.post(
+                    self.target.base_url + wire.path(self.request),
+                    data=data,
+                    headers={**JSON_HEADERS, **self.target.headers},
+                    timeout=aiohttp.ClientTimeout(total=None, connect=limits.connect_s),
+                    allow_redirects=False,  # else the key would follow to wherever the server points
+                )
+            except aiohttp.ServerTimeoutError as error:
+                raise _timeout("no connection", limits.connect_s, "connect_timeout_s") from error
+
+    async def _chunks(self, response: aiohttp.ClientResponse) -> AsyncGenerator[Delta, None]:
+        drop_usage = self.target.ask_usage and not wire.wants_usage(self.request)
+        async with aclosing(self._payloads(response)) as payloads:
+            async for payload in payloads:
+                delta = self.reply.read_chunk(payload, self.elapsed)
+                if not (drop_usage and wire.is_usage_only(delta)):
+                    yield delta
+
+    async def _payloads(self, response: aiohttp.ClientResponse) -> AsyncGenerator[bytes, None]:
+        """The data of each event up to [DONE]. Raises WireError where the stream breaks off before its end."""
+        parser, ended = SSEParser(), False
+        while not ended:
+            piece = await self._piece(response)
+            ended = not piece
+            try:
+                events = parser.finish() if ended else parser.feed(piece)
+            except ValueError as error:
+                raise wire.protocol_error(f"the server's stream cannot be read: {error}") from error
+            for event in events:
+                if event.data.strip() == DONE:
+                    await self._drain(response)
+                    return
+                if event.type == "error":
+                    raise wire.error_event(event.data)
+                yield event.data
+        if self.reply.finish_reason is None:
+            raise wire.protocol_error("the server's stream ended before the answer did")
+
+    async def _drain(self, response: aiohttp.ClientResponse) -> None:
+        try:
+            async with asyncio.timeout(DRAIN_S):
+                while await response.content.readany():
+                    pass
+        except (TimeoutError, aiohttp.ClientError):
+            pass  # the answer is whole; only the connection cannot be used again
+
+    async def _read(self, response: aiohttp.ClientResponse) -> bytes:
+        pieces, size = [], 0
+        while piece := await self._piece(response):
+            pieces.append(piece)
+            size += len(piece)
+            if size > MAX_REPLY_BYTES:
+                raise wire.protocol_error(f"the server's reply is longer than {MAX_REPLY_BYTES} bytes")
+        return b"".join(pieces)
+
+    async def _piece(self, response: aiohttp.ClientResponse) -> bytes:
+        async with self._within(self.target.limits.idle_s, "no further piece of the reply", "idle_timeout_s"):
+            return await response.content.readany()
+
+    @asynccontextmanager
+    async def _within(self, seconds: float, missing: str, option: str) -> AsyncIterator[None]:
+        """A time limit around one wait; never around a yield, where it would fall on whoever reads."""
+        total = self.target.limits.total_s
+        left = total - self.elapsed
+        try:
+            async with asyncio.timeout(min(seconds, left)):
+                yield
+        except TimeoutError as error:
+            if left < seconds:
+                raise _timeout("no whole answer", total, "total_timeout_s") from error
+            raise _timeout(missing, seconds, option) from error
+
+
+def _timeout(missing: str, seconds: float, option: str) -> wire.WireError:
+    return wire.WireError(Fault("timeout", f"{missing} within {seconds:g} s ({option})"))
+
+
+def _expect_type(response: aiohttp.ClientResponse, wanted: str) -> None:
+    found = response.headers.get("Content-Type")
+    if found is not None and wanted not in found.lower():
+        raise wire.protocol_error(f"the server answered with {found}, not {wanted}", response.status)
+
+
+def _described(error: aiohttp.ClientError) -> str:
+    return str(error) or type(error).__name__
+
+
+def _redacted(fault: Fault | None, target: Target) -> Fault | None:
+    """Servers like to repeat the key that they refuse."""
+    if fault is None:
+        return None
+    message = fault.message
+    for value in target.headers.values():
+        secret = value.removeprefix("Bearer ")
+        if len(secret) >= 6:
+            message = message.replace(secret, "***")
+    return replace(fault, message=message)
+
+
+def bearer(key: str | None) -> dict[str, Any]:
+    """The header that carries a key."""
+    return {"Authorization": f"Bearer {key}"} if key else {}

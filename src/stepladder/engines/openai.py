@@ -1,0 +1,135 @@
+"""Stages behind any server that speaks OpenAI's HTTP API: vLLM, SGLang, llama.cpp, Ollama, hosted ones."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+
+import aiohttp
+
+from stepladder.engines.forecast import Forecasts
+from stepladder.engines.http import Target, bearer, exchange, new_session, read_limits
+from stepladder.engines.options import Options
+from stepladder.errors import EngineError
+from stepladder.types import Attempt, Capability, EngineCost, EngineEvent, Fault, Request, Stage
+
+
+class OpenAIEngine:
+    """Asks servers over HTTP, all stages through one pool of kept-alive connections.
+
+    Options of a stage: ``base_url`` (required, normally ends in /v1); ``api_key_env`` (the environment variable that
+    holds the key); ``headers`` (a table of further headers); ``stream_usage`` (true: streams are asked for their
+    usage; false for old servers that refuse ``stream_options``); ``connect_timeout_s`` 5, ``first_byte_timeout_s``
+    120, ``idle_timeout_s`` 60, ``total_timeout_s`` 600 (``http.Limits`` says what each covers).
+
+    At most ``stage.max_concurrency`` calls are in flight for a stage; the wait for a free place is not part of an
+    attempt's seconds. Raises ConfigError for options that cannot be used, a missing key's variable included.
+    """
+
+    def __init__(self, stages: tuple[Stage, ...], *, environ: Mapping[str, str] = os.environ) -> None:
+        self._targets = {stage.name: _target(stage, environ) for stage in stages}
+        self._places = {
+            stage.name: asyncio.Semaphore(stage.max_concurrency) for stage in stages if stage.max_concurrency
+        }
+        self._forecasts = Forecasts()
+        self._session: aiohttp.ClientSession | None = None
+        self._closed = False
+
+    def capabilities(self, stage: Stage) -> frozenset[Capability]:
+        """As configured: a server cannot be asked what it can do."""
+        return stage.capabilities
+
+    def expected_cost(
+        self, stage: Stage, prompt_tokens: int, output_tokens: int, draft: Attempt | None = None
+    ) -> EngineCost | None:
+        """Learned from the answers so far; a draft cannot be handed to a server, so it changes nothing."""
+        return self._forecasts.cost(stage, prompt_tokens, output_tokens)
+
+    async def start(self) -> None:
+        """Open the pool; servers are not asked, since one that is down must not keep the others from working."""
+        self._closed = False
+        if self._session is None:
+            self._session = new_session()
+
+    async def close(self) -> None:
+        """Close every connection."""
+        self._closed = True
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
+
+    async def generate(
+        self, request: Request, stage: Stage, draft: Attempt | None = None
+    ) -> AsyncGenerator[EngineEvent, None]:
+        """Ask the stage's server. Raises EngineError after ``close`` only."""
+        if self._closed:
+            raise EngineError(f"stage '{stage.name}': the engine was closed")
+        await self.start()
+        place = self._places.get(stage.name)
+        if place is not None:
+            try:
+                await asyncio.wait_for(place.acquire(), self._targets[stage.name].limits.total_s)
+            except TimeoutError:
+                yield Attempt(stage.name, fault=Fault("timeout", "no free place within total_timeout_s"))
+                return
+        try:
+            async with aclosing(self._ask(request, stage)) as events:
+                async for event in events:
+                    yield event
+        finally:
+            if place is not None:
+                place.release()
+
+    async def _ask(self, request: Request, stage: Stage) -> AsyncGenerator[EngineEvent, None]:
+        if self._session is None:
+            raise EngineError(f"stage '{stage.name}': the engine was closed")
+        async with aclosing(exchange(self._session, self._targets[stage.name], request)) as events:
+            async for event in events:
+                if isinstance(event, Attempt):
+                    self._forecasts.observe(event)
+                yield event
+
+
+def _target(stage: Stage, environ: Mapping[str, str]) -> Target:
+    options = Options(stage)
+    target = Target(
+        stage=stage.name,
+        model=stage.model,
+        base_url=_base_url(options),
+        headers={**_headers(options), **bearer(_key(options, environ))},
+        limits=read_limits(options),
+        ask_usage=options.flag("stream_usage", default=True),
+    )
+    options.done()
+    return target
+
+
+def _base_url(options: Options) -> str:
+    url = options.text("base_url")
+    if url is None:
+        if not options.problems:
+            options.wrong("base_url", "is missing: the server's address, such as http://127.0.0.1:8000/v1")
+        return ""
+    if not url.startswith(("http://", "https://")):
+        options.wrong("base_url", f"must begin with http:// or https://, not {url!r}")
+    return url.rstrip("/")
+
+
+def _headers(options: Options) -> Mapping[str, str]:
+    headers = options.texts("headers")
+    for name, value in headers.items():
+        if not name.isascii() or not value.isprintable():
+            options.wrong("headers", f"the header {name!r} holds characters that HTTP does not allow")
+    return headers
+
+
+def _key(options: Options, environ: Mapping[str, str]) -> str | None:
+    name = options.text("api_key_env")
+    if name is None:
+        return None
+    key = environ.get(name, "").strip()
+    if not key:
+        options.wrong("api_key_env", f"the environment variable {name} is not set")
+    return key

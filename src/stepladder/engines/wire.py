@@ -1,0 +1,290 @@
+"""OpenAI's wire shapes: what is sent, how replies and stream chunks are read, and which fault an error means.
+
+Nothing here does I/O. Written against the API as OpenAI, vLLM, SGLang, llama.cpp and Ollama speak it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+import orjson
+
+from stepladder.types import Attempt, Delta, Fault, FaultKind, Request, Usage, message_text
+
+CONTEXT_CODES = ("context_length_exceeded", "exceed_context_size_error")
+CONTEXT_PHRASES = re.compile(
+    r"maximum context length|exceeds? .{0,30}context|context (length|size|window) .{0,30}exceed"
+    r"|(prompt|input|request) .{0,40}(is )?too long|longer than the .{0,30}(context|model) length"
+    r"|must have less than \d+ tokens|max_new_tokens.{0,10} must be <=",
+    re.IGNORECASE,
+)
+"""How servers that give no code say that prompt and answer do not fit."""
+
+STATUS_KINDS: Mapping[int, FaultKind] = {401: "auth", 403: "auth", 408: "timeout", 429: "rate_limit"}
+MAX_MESSAGE_CHARS = 500
+
+
+class WireError(Exception):
+    """What came back is no answer; carries the fault that the attempt will show."""
+
+    def __init__(self, fault: Fault) -> None:
+        self.fault = fault
+        super().__init__(fault.message)
+
+
+def protocol_error(message: str, status: int | None = None) -> WireError:
+    """The server does not speak the protocol."""
+    return WireError(Fault("protocol", message, status=status))
+
+
+# ── out ──────────────────────────────────────────────────────────────────────
+
+
+def path(request: Request) -> str:
+    """The endpoint's path below the base URL."""
+    return "/chat/completions" if request.endpoint == "chat" else "/completions"
+
+
+def is_stream(request: Request) -> bool:
+    """True where the caller asked for the answer in pieces."""
+    return bool(request.params.get("stream"))
+
+
+def wants_usage(request: Request) -> bool:
+    """True where the caller asked for the extra chunk that carries the usage."""
+    options = request.params.get("stream_options")
+    return isinstance(options, Mapping) and bool(options.get("include_usage"))
+
+
+def body(request: Request, model: str, *, ask_usage: bool) -> bytes:
+    """The request as JSON: the caller's parameters untouched, and our model. Raises WireError (bad_request)."""
+    fields: dict[str, Any] = dict(request.params)
+    if request.prompt is None:
+        fields["messages"] = request.messages
+    else:
+        fields["prompt"] = request.prompt
+    fields["model"] = model
+    if ask_usage and is_stream(request):
+        fields["stream_options"] = {**(fields.get("stream_options") or {}), "include_usage": True}
+    try:
+        return orjson.dumps(fields, default=_plain)
+    except TypeError as error:
+        raise WireError(Fault("bad_request", f"the request cannot be written as JSON: {error}")) from error
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise TypeError(f"no JSON for {type(value).__name__}")
+
+
+# ── in ───────────────────────────────────────────────────────────────────────
+
+
+@dataclass(slots=True)
+class Reply:
+    """An answer as it builds up; ``attempt`` can be asked of it at any time."""
+
+    stage: str
+    texts: list[str] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    usage: Usage = field(default_factory=Usage)
+    finish_reason: str | None = None
+    first_token_s: float | None = None
+    raw: Mapping[str, Any] | None = None
+
+    def attempt(self, seconds: float, fault: Fault | None = None) -> Attempt:
+        """What has come so far, as an attempt."""
+        return Attempt(
+            stage=self.stage,
+            text="".join(self.texts),
+            usage=self.usage,
+            seconds=seconds,
+            first_token_s=self.first_token_s,
+            finish_reason=self.finish_reason,
+            logprobs=tuple(self.logprobs) or None,
+            fault=fault,
+            raw=self.raw,
+        )
+
+    def read_whole(self, data: bytes) -> None:
+        """Take an unstreamed reply. Raises WireError."""
+        reply = _object(data)
+        _refuse_error(reply)
+        choices = reply.get("choices")
+        if not isinstance(choices, list) or not choices:
+            raise protocol_error("the server's reply has no choices")
+        self.raw = reply
+        self._read_usage(reply)
+        self._read_choice(_choice_zero(choices), "message")
+
+    def read_chunk(self, data: bytes, seconds: float) -> Delta:
+        """Take one chunk of a stream, which came ``seconds`` after the start. Raises WireError."""
+        chunk = _object(data)
+        _refuse_error(chunk)
+        choices = chunk.get("choices")
+        if not isinstance(choices, list):
+            raise protocol_error("a chunk of the server's stream has no choices")
+        self._read_usage(chunk)
+        if self.first_token_s is None and any(map(_shows_something, choices)):
+            self.first_token_s = seconds
+        return Delta(self._read_choice(_choice_zero(choices), "delta"), chunk)
+
+    def _read_choice(self, choice: Mapping[str, Any], key: str) -> str:
+        inner = choice.get(key)
+        found = message_text(inner) if isinstance(inner, Mapping) else choice.get("text")
+        text = found if isinstance(found, str) else ""
+        if text:
+            self.texts.append(text)
+        self.finish_reason = choice.get("finish_reason") or self.finish_reason
+        self.logprobs.extend(_logprobs(choice.get("logprobs")))
+        return text
+
+    def _read_usage(self, reply: Mapping[str, Any]) -> None:
+        usage = reply.get("usage")
+        if not isinstance(usage, Mapping):
+            return
+        details = usage.get("prompt_tokens_details")
+        cached = details.get("cached_tokens") if isinstance(details, Mapping) else 0
+        self.usage = Usage(_count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens")), _count(cached))
+
+
+def is_usage_only(delta: Delta) -> bool:
+    """True for the extra last chunk that ``stream_options.include_usage`` brings."""
+    return delta.raw is not None and not delta.raw["choices"] and bool(delta.raw.get("usage"))
+
+
+def _object(data: bytes) -> Mapping[str, Any]:
+    try:
+        value = orjson.loads(data)
+    except orjson.JSONDecodeError as error:
+        raise protocol_error(f"the server sent what is no JSON ({error}): {_shown(data)}") from error
+    if not isinstance(value, dict):
+        raise protocol_error(f"the server sent JSON that is no object: {_shown(data)}")
+    return value
+
+
+def _choice_zero(choices: list[Any]) -> Mapping[str, Any]:
+    for choice in choices:
+        if isinstance(choice, dict) and choice.get("index", 0) == 0:
+            return choice
+    return {}
+
+
+def _shows_something(choice: Any) -> bool:
+    """True where a chunk's choice holds text, a tool call or the like: anything but the role that opens a stream."""
+    if not isinstance(choice, dict):
+        return False
+    delta = choice.get("delta")
+    if isinstance(delta, dict):
+        return any(value for key, value in delta.items() if key != "role")
+    return bool(choice.get("text"))
+
+
+def _logprobs(logprobs: Any) -> Iterator[float]:
+    """Chosen tokens' log probabilities in the chat shape (content[]) or the older one (token_logprobs[])."""
+    if not isinstance(logprobs, dict):
+        return
+    content = logprobs.get("content")
+    if isinstance(content, list):
+        values = [item.get("logprob") for item in content if isinstance(item, dict)]
+    else:
+        values = logprobs.get("token_logprobs") or []
+    yield from (float(value) for value in values if isinstance(value, int | float))
+
+
+def _count(value: Any) -> int:
+    return value if isinstance(value, int) and value > 0 else 0
+
+
+# ── errors ───────────────────────────────────────────────────────────────────
+
+
+def refusal(status: int, headers: Mapping[str, str], data: bytes) -> Fault:
+    """The fault that an HTTP status other than 2xx means."""
+    error = _error_of(data)
+    told = _message(error) or _shown(data) or "no reason given"
+    kind = _kind(status, error, told)
+    return Fault(kind, f"HTTP {status}: {told}", status=status, retry_after=retry_after(headers.get("Retry-After")))
+
+
+def retry_after(value: str | None, now: datetime | None = None) -> float | None:
+    """Seconds from a Retry-After header, which holds seconds or an HTTP date; None where it holds neither."""
+    if not value:
+        return None
+    try:
+        seconds = float(value)
+    except ValueError:
+        seconds = _seconds_until(value, now or datetime.now(UTC))
+    return max(0.0, seconds) if seconds < float("inf") else None
+
+
+def _seconds_until(date: str, now: datetime) -> float:
+    try:
+        then = parsedate_to_datetime(date)
+    except ValueError:
+        return float("inf")
+    return (then.replace(tzinfo=then.tzinfo or UTC) - now).total_seconds()
+
+
+def _kind(status: int, error: Mapping[str, Any], told: str) -> FaultKind:
+    if status in (400, 413, 422) and _is_context(error, told):
+        return "context"
+    if status in STATUS_KINDS:
+        return STATUS_KINDS[status]
+    if status >= 500:
+        return "server"
+    return "bad_request" if status >= 400 else "protocol"
+
+
+def _is_context(error: Mapping[str, Any], told: str) -> bool:
+    named = error.get("code") in CONTEXT_CODES or error.get("type") in CONTEXT_CODES
+    return named or CONTEXT_PHRASES.search(told) is not None
+
+
+def _refuse_error(reply: Mapping[str, Any]) -> None:
+    """Raise WireError where a body or event that came with a good status holds an error all the same."""
+    if not reply.get("error"):
+        return
+    error = reply["error"] if isinstance(reply["error"], dict) else {"message": str(reply["error"])}
+    told, code = _message(error) or "no reason given", error.get("code")
+    kind: FaultKind = "context" if _is_context(error, told) else "server"
+    raise WireError(
+        Fault(kind, f"the server reported an error: {told}", status=code if isinstance(code, int) else None)
+    )
+
+
+def error_event(data: bytes) -> WireError:
+    """The fault that an event of type ``error`` means, whatever its data looks like."""
+    error = _error_of(data)
+    return WireError(Fault("server", f"the server reported an error: {_message(error) or _shown(data)}"))
+
+
+def _error_of(data: bytes) -> Mapping[str, Any]:
+    """The error object of a body in any of the shapes in use; empty where there is none."""
+    try:
+        value = orjson.loads(data)
+    except orjson.JSONDecodeError:
+        return {}
+    if not isinstance(value, dict):
+        return {}
+    error = value.get("error", value)
+    return error if isinstance(error, dict) else {"message": error}
+
+
+def _message(error: Mapping[str, Any]) -> str:
+    message = error.get("message") or error.get("detail") or ""
+    return _clipped(message if isinstance(message, str) else orjson.dumps(message, default=str).decode())
+
+
+def _shown(data: bytes) -> str:
+    return _clipped(data[: 4 * MAX_MESSAGE_CHARS].decode("utf-8", "replace").strip())
+
+
+def _clipped(text: str) -> str:
+    return text if len(text) <= MAX_MESSAGE_CHARS else text[: MAX_MESSAGE_CHARS - 1] + "…"
