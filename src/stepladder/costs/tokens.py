@@ -1,0 +1,39 @@
+"""How many tokens a request is expected to take, before anything has been counted."""
+
+from __future__ import annotations
+
+from math import ceil
+
+from stepladder.contracts import Forecast
+from stepladder.types import Request, Stage
+
+CHARS_PER_TOKEN = 4.0
+"""The usual rule of thumb for English text; measured costs bring their own."""
+
+TYPICAL_OUTPUT = 256
+"""Output tokens expected of an answer where nothing was learned and the caller set no limit below it."""
+
+
+def expected_tokens(
+    request: Request, typical_output: float = TYPICAL_OUTPUT, chars_per_token: float = CHARS_PER_TOKEN
+) -> tuple[int, int]:
+    """(prompt tokens, output tokens): characters by a fixed rate, and the typical answer cut at the caller's limit."""
+    prompt = ceil(request.chars / chars_per_token)
+    limit = output_limit(request)
+    output = ceil(typical_output)
+    return prompt, output if limit is None else min(limit, output)
+
+
+def output_limit(request: Request) -> int | None:
+    """The caller's limit on output tokens, the newer of OpenAI's two names first; None where none is set."""
+    for key in ("max_completion_tokens", "max_tokens"):
+        value = request.params.get(key)
+        if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+            return value
+    return None
+
+
+def expected_seconds(forecast: Forecast, stage: Stage, tokens: tuple[int, int]) -> float:
+    """The engine's own forecast in seconds; 0 where it has nothing to go by yet."""
+    found = forecast(stage, *tokens)
+    return 0.0 if found is None else found.seconds

@@ -1,0 +1,34 @@
+"""The paper's features of a prompt (§2.2.1), number for number."""
+
+from __future__ import annotations
+
+from collections import Counter
+from math import log2
+
+from stepladder.types import Attempt, Features, Request
+
+ENTROPY_WINDOW = 32
+LENGTH_UNIT = 100
+
+
+class PaperFeatures:
+    """Two numbers: the entropy of the prompt's end, and its length.
+
+    ``entropy`` is Shannon's, in bits, of the characters in ``prompt[-32:]``; the paper's comment says "last 32
+    tokens", its code slices a string, and the code is what is kept here. ``length`` is ``len(prompt) / 100`` in
+    characters, which the paper calls a ratio. The one-hot code of the stage is appended by the predictor, once for
+    every stage.
+    """
+
+    def features(self, request: Request, history: tuple[Attempt, ...] = ()) -> Features:
+        """Features of the request's text; ``history`` is handed on as it is."""
+        text = request.text
+        values = {"entropy": entropy(text[-ENTROPY_WINDOW:]), "length": len(text) / LENGTH_UNIT}
+        return Features(values=values, text=text, attempts=history)
+
+
+def entropy(text: str) -> float:
+    """Shannon entropy of the characters' frequencies, in bits; 0 for an empty text."""
+    total = len(text)
+    counts = Counter(text).values()
+    return sum(count / total * log2(total / count) for count in counts)

@@ -1,0 +1,46 @@
+"""What every policy asks of a view: which stages are left, which answers there are, and how to give up."""
+
+from __future__ import annotations
+
+from stepladder.types import Attempt, Decision, Fail, Fault, View
+
+
+def answers(view: View) -> tuple[Attempt, ...]:
+    """Attempts that succeeded, in the order they were made."""
+    return tuple(attempt for attempt in view.attempts if attempt.fault is None)
+
+
+def last_fault(view: View) -> Fault | None:
+    """The fault of the newest attempt that failed; None where none did."""
+    return next((attempt.fault for attempt in reversed(view.attempts) if attempt.fault is not None), None)
+
+
+def untried(view: View) -> tuple[str, ...]:
+    """Allowed stages that no attempt was made at, cheapest first."""
+    tried = {attempt.stage for attempt in view.attempts}
+    return tuple(stage for stage in view.stages if stage not in tried)
+
+
+def best_answer(view: View) -> Attempt | None:
+    """The answer whose stage has the highest current posterior mean, the earliest of equals; None without answers."""
+    return max(answers(view), key=lambda attempt: view.estimates[attempt.stage].mean, default=None)
+
+
+def give_up(view: View) -> Decision:
+    """Fail with the last fault, or say that no stage was allowed."""
+    fault = last_fault(view)
+    if fault is None:
+        return Decision(Fail(Fault("bad_request", "no stage is allowed to take this request")), reason="no stage left")
+    return Decision(Fail(fault), reason=f"no stage left after a fault: {fault.kind}")
+
+
+def fail_with(fault: Fault) -> Decision:
+    """Fail with this fault: what a baseline does, since it must not hide that its stage failed."""
+    return Decision(Fail(fault), reason=f"its stage failed: {fault.kind}")
+
+
+def not_allowed(stage: str, view: View) -> Decision:
+    """Fail because a stage that the policy is bound to may not take this request."""
+    allowed = ", ".join(view.stages) or "none"
+    message = f"stage '{stage}' may not take this request; allowed: {allowed}"
+    return Decision(Fail(Fault("bad_request", message)), reason=f"{stage} is not allowed")
