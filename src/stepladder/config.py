@@ -30,53 +30,86 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]*$")]
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, populate_by_name=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, populate_by_name=True, use_attribute_docstrings=True
+    )
 
 
 class LadderSettings(_Frozen):
     """[ladder]"""
 
     name: Name = "ladder"
+    """What traces and replies call this ladder."""
     cost_unit: CostUnit = "relative"
+    """What costs and λ are counted in: `relative` to the cheapest stage's mean request, dollars, or GPU-seconds."""
 
 
 class StageSettings(_Frozen):
     """[[stages]], from the cheapest to the dearest. Times in seconds, prices in usd for a million tokens."""
 
     name: Name
+    """What requests, replies and traces call this stage."""
     model: Annotated[str, Field(min_length=1)]
+    """The name that the server knows, or for `llama` a GGUF file or `hub:OWNER/REPOSITORY/FILE[@REVISION]`."""
     engine: str = "openai"
+    """Which engine reaches the model."""
     base_url: str | None = None
+    """`openai`: where the server is, usually ending in /v1."""
     api_key_env: str | None = None
+    """`openai`: the environment variable that holds the key; the key itself never stands here."""
     headers: Mapping[str, str] = Field(default_factory=dict)
+    """`openai`: further headers of each call."""
     cost: NonNegative | None = None
+    """A price of one call set by hand, in the cost unit (costs model `fixed`)."""
     price_in: NonNegative | None = None
+    """usd for a million prompt tokens (costs model `price-list`)."""
     price_out: NonNegative | None = None
+    """usd for a million output tokens (costs model `price-list`)."""
     context: Annotated[int, Field(gt=0)] | None = None
+    """Tokens that the model can hold; longer prompts are refused before they are sent."""
     gpus: Positive = 1.0
+    """GPUs that the model occupies; counts in `gpu_s` and `usd`."""
     max_concurrency: Annotated[int, Field(gt=0)] | None = None
+    """Calls in flight at once; further ones wait."""
     capabilities: frozenset[Capability] = Field(default=frozenset({"stream"}), strict=False)
+    """What the stage can do; a request that needs more is not sent to it."""
     connect_timeout_s: Positive | None = None
+    """Time to reach the server."""
     first_byte_timeout_s: Positive | None = None
+    """Time until it begins to answer."""
     idle_timeout_s: Positive | None = None
+    """Longest silence within an answer."""
     total_timeout_s: Positive | None = None
+    """Time for a whole answer."""
     threads: Annotated[int, Field(gt=0)] | None = None
+    """`llama`: compute threads; by default the cores divided by the local stages."""
     n_parallel: Annotated[int, Field(gt=0)] | None = None
+    """`llama`: answers written at once."""
     load_timeout_s: Positive | None = None
+    """`llama`: time to load the model."""
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    """`llama`: checked before the file is loaded."""
     table: str | None = None
+    """`replay`: the outcomes table (Parquet or JSONL)."""
     options: Mapping[str, Any] = Field(default_factory=dict)
+    """Further options of a plug-in's engine."""
 
 
 class PolicySettings(_Frozen):
     """[policy]"""
 
     name: str = "greedy"
+    """Which policy decides."""
     mode: Mode = "route"
+    """`route` decides before an answer, `cascade` also after each, `fixed` takes the dearest allowed stage."""
     lam: Annotated[NonNegative | None, Field(alias="lambda")] = None
+    """Cost units that one unit of quality is worth; default: the artifact's, else 5 where costs are relative."""
     preset: Literal["production", "balanced", "research"] | None = None
+    """λ by name: production 1.5, balanced 5, research 15."""
     seed: int = 0
+    """Feeds the coin of policies that mix."""
     options: Mapping[str, Any] = Field(default_factory=dict)
+    """The policy's own options."""
 
     @model_validator(mode="after")
     def _one_dial(self) -> PolicySettings:
@@ -89,31 +122,42 @@ class PredictorSettings(_Frozen):
     """[predictor]; without an artifact the uncalibrated ``prior`` serves."""
 
     artifact: str | None = None
+    """Folder of a trained predictor."""
     name: str | None = None
+    """Must agree with the artifact; without one only `prior` makes sense."""
     features: str | None = None
+    """Must agree with the artifact; default `paper`."""
 
 
 class CostSettings(_Frozen):
     """[costs]; ``latency_price`` in cost units a second."""
 
     model: str = "fixed"
+    """Which cost model prices a call."""
     latency_price: NonNegative = 0.0
+    """Cost units that a second of waiting is worth."""
     options: Mapping[str, Any] = Field(default_factory=dict)
+    """The cost model's own options."""
 
 
 class ServeSettings(_Frozen):
     """[gateway]"""
 
     host: str = "127.0.0.1"
+    """Address to bind."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8080
+    """Port to bind; 0 takes a free one."""
     model_name: Name = "stepladder"
+    """The model name under which the policy decides."""
     max_body_bytes: Annotated[int, Field(gt=0)] = 8 * 1024 * 1024
+    """Larger request bodies are refused with 413."""
 
 
 class TraceSettings(_Frozen):
     """[traces]; without a path traces are kept in memory and end with the process."""
 
     path: str | None = None
+    """SQLite file for the traces, made where it does not exist."""
 
 
 class Settings(_Frozen):

@@ -1,0 +1,258 @@
+"""The loop: what it calls, shows, bills and writes down, and whom it refuses."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stepladder.engines.scripted import ScriptedEngine
+from stepladder.errors import AnswerError, NoStageError, RequestError
+from stepladder.evaluate.replay import differences, replay
+from stepladder.policies.fixed import FixedPolicy
+from stepladder.policies.greedy import GreedyPolicy
+from stepladder.policies.single import SinglePolicy
+from stepladder.router import Parts, Router, coin
+from stepladder.testing import FakeCosts, FakeFeaturizer, FakePredictor, MemoryTraceStore, make_ladder, make_request
+from stepladder.traces.codec import decode, encode
+from stepladder.types import Answer, Attempt, Decided, Delta, Dials, Fault, Request
+
+QUALITY = {"small": 0.5, "medium": 0.75, "large": 0.9}
+COSTS = {"small": 1.0, "medium": 1.3, "large": 1.8}
+DOWN = Fault("server", "down", 500)
+
+
+def make_router(script=None, *, lam: float = 5.0, mode="route", policies=None, **more) -> Router:
+    ladder = make_ladder(*QUALITY, **more)
+    engine = ScriptedEngine(ladder.stages, script)
+    ticks = iter(range(10_000_000))
+    return Router(
+        Parts(
+            ladder=ladder,
+            engines=dict.fromkeys(QUALITY, engine),
+            featurizer=FakeFeaturizer(),
+            predictor=FakePredictor(QUALITY),
+            costs=FakeCosts(COSTS),
+            policies={
+                "route": GreedyPolicy(),
+                "cascade": FixedPolicy(first="small", then="large"),
+                "fixed": SinglePolicy(),
+                **(policies or {}),
+            },
+            store=MemoryTraceStore(),
+            lam=lam,
+            mode=mode,
+            clock=lambda: 1000.0,
+            timer=lambda: float(next(ticks)),
+            new_id=lambda ids=iter(range(10_000_000)): f"dec-{next(ids)}",
+        )
+    )
+
+
+def with_dials(text: str = "hello", **dials) -> Request:
+    return Request("req-1", messages=({"role": "user", "content": text},), dials=Dials(**dials))
+
+
+async def events_of(router: Router, request: Request) -> list:
+    return [event async for event in router.stream(request)]
+
+
+async def test_the_policys_stage_answers_and_is_billed():
+    router = make_router({"small": "s", "medium": "m", "large": "l"})
+    answer = await router.answer(make_request())
+    assert (answer.text, answer.stage, answer.cost) == ("l", "large", 1.8)
+
+
+async def test_lambda_of_the_request_wins():
+    answer = await make_router().answer(make_request(lam=0.5))
+    assert answer.stage == "small"
+
+
+async def test_a_fault_is_an_attempt_and_the_policy_goes_on():
+    router = make_router({"small": "s", "medium": "m", "large": DOWN})
+    answer = await router.answer(make_request())
+    assert [(a.stage, a.is_answer) for a in answer.trace.attempts] == [("large", False), ("medium", True)]
+    assert answer.cost == COSTS["medium"]
+
+
+async def test_all_stages_fail():
+    router = make_router(dict.fromkeys(QUALITY, DOWN))
+    with pytest.raises(AnswerError, match="down") as caught:
+        await router.answer(make_request())
+    assert len(caught.value.trace.attempts) == 3
+    assert router.parts.store.get(caught.value.trace.id) == caught.value.trace
+
+
+async def test_a_pipeline_bills_both_stages_and_keeps_the_later():
+    answer = await make_router(mode="cascade").answer(make_request())
+    assert [a.stage for a in answer.trace.attempts] == ["small", "large"]
+    assert answer.stage == "large"
+    assert answer.cost == pytest.approx(2.8)
+
+
+async def test_a_final_call_is_streamed_as_it_comes():
+    router = make_router({"small": ["a", "b"], "medium": ["c"], "large": ["d", "e", "f"]})
+    events = await events_of(router, make_request(stream=True))
+    assert [type(event) for event in events] == [Decided, Delta, Delta, Delta, Attempt, Decided, Answer]
+    assert "".join(event.text for event in events if isinstance(event, Delta)) == "def"
+
+
+async def test_a_call_that_may_be_dropped_shows_nothing_and_is_asked_in_one_piece():
+    router = make_router({"small": ["a", "b"], "medium": "", "large": ["c"]}, mode="cascade")
+    events = await events_of(router, make_request(stream=True))
+    engine = router.parts.engines["small"]
+    assert not engine.calls[0][1].params.get("stream")
+    assert [event.text for event in events if isinstance(event, Delta)] in ([], ["c"])
+
+
+async def test_no_climb_after_the_first_byte():
+    router = make_router({"small": "s", "medium": "m", "large": ["d", DOWN]})
+    with pytest.raises(AnswerError) as caught:
+        await events_of(router, make_request(stream=True))
+    trace = caught.value.trace
+    assert [attempt.stage for attempt in trace.attempts] == ["large"]
+    assert "no climb after the first byte" in trace.steps[-1].decision.reason
+    assert not differences([trace], GreedyPolicy())
+
+
+async def test_a_caller_who_leaves_still_leaves_a_trace():
+    router = make_router({"small": "s", "medium": "m", "large": ["d", "e", "f"]})
+    async with aclosing(router.stream(make_request(stream=True))) as events:
+        async for event in events:
+            if isinstance(event, Delta):
+                break
+    (trace,) = router.parts.store.read()
+    assert trace.fault is not None
+    assert trace.fault.kind == "cancelled"
+
+
+async def test_cancelling_while_the_engine_works_leaves_a_trace():
+    async def forever(seconds: float) -> None:
+        await asyncio.Event().wait()
+
+    router = make_router()
+    engine = ScriptedEngine(router.parts.ladder.stages, delay_s=1.0, sleep=forever)
+    router.parts.engines.update(dict.fromkeys(QUALITY, engine))
+    task = asyncio.create_task(router.answer(make_request()))
+    await asyncio.sleep(0.01)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    (trace,) = router.parts.store.read()
+    assert trace.fault is not None
+
+
+# ── who may be asked ─────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("dials", "stage"),
+    [
+        ({"max_stage": "medium"}, "medium"),
+        ({"min_stage": "medium", "lam": 0.0}, "medium"),
+        ({"max_cost": 1.5}, "medium"),
+        ({"mode": "fixed"}, "large"),
+        ({"mode": "fixed", "max_stage": "small"}, "small"),
+    ],
+)
+async def test_bounds_of_the_request_hold(dials, stage):
+    answer = await make_router().answer(with_dials(**dials))
+    assert answer.stage == stage
+
+
+@pytest.mark.parametrize(
+    ("dials", "said"),
+    [
+        ({"min_stage": "smal"}, "min_stage: no stage 'smal'; did you mean 'small'?"),
+        ({"min_stage": "large", "max_stage": "small"}, "min_stage 'large' stands above max_stage 'small'"),
+        ({"max_cost": 0.5}, "the cheapest, 'small', takes 1"),
+    ],
+)
+async def test_bounds_that_cannot_hold(dials, said):
+    with pytest.raises(RequestError, match=said):
+        await make_router().answer(with_dials(**dials))
+
+
+async def test_a_stage_that_cannot_is_not_asked():
+    request = Request("r", messages=({"role": "user", "content": "x"},), needs=frozenset({"tools"}))
+    with pytest.raises(NoStageError, match="small: cannot do tools; medium: cannot do tools"):
+        await make_router().answer(request)
+
+
+async def test_a_prompt_that_no_context_can_hold():
+    router = make_router(context=8)
+    with pytest.raises(NoStageError, match="too long") as caught:
+        await router.answer(make_request("x" * 1000))
+    assert caught.value.code == "context_length_exceeded"
+
+
+async def test_max_cost_holds_over_a_whole_climb():
+    answer = await make_router(mode="cascade", policies={"cascade": GreedyPolicy(cascade=True)}, lam=100.0).answer(
+        with_dials(max_cost=2.0)
+    )
+    assert answer.cost <= 2.0
+
+
+# ── replay ───────────────────────────────────────────────────────────────────
+
+
+def test_deciding_alone_calls_nothing_and_stores_nothing():
+    router = make_router()
+    trace = router.decide(make_request())
+    assert trace.steps[0].decision.action.stage == "large"
+    assert not router.parts.engines["small"].calls
+    assert not list(router.parts.store.read())
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.floats(0, 30), st.sampled_from(["route", "cascade", "fixed"]), st.sets(st.sampled_from(sorted(QUALITY)))
+        ),
+        min_size=1,
+        max_size=8,
+    )
+)
+def test_a_recorded_day_replays_to_the_same_actions(day):
+    broken: set[str] = set()
+    policies = {"cascade": GreedyPolicy(cascade=True)}
+    router = make_router(lambda stage, request: DOWN if stage in broken else stage, policies=policies)
+
+    async def live() -> None:
+        for number, (lam, mode, failing) in enumerate(day):
+            broken.clear()
+            broken.update(failing)
+            request = Request(f"r{number}", messages=({"role": "user", "content": "x"},), dials=Dials(lam, mode))
+            try:
+                await router.answer(request)
+            except AnswerError:
+                continue
+
+    asyncio.run(live())
+    traces = [decode(encode(trace)) for trace in router.parts.store.read()]
+    assert len(traces) == len(day)
+    for trace in traces:
+        policy = router.parts.policies[trace.mode]
+        assert all(pair.is_same for pair in replay(trace, policy))
+
+
+def test_replay_shows_what_another_policy_would_do():
+    router = make_router()
+    trace = asyncio.run(router.answer(make_request())).trace
+    changed = differences([trace], SinglePolicy(stage="small"))
+    assert changed[0].then.action.stage == "large"
+    assert changed[0].now.action.stage == "small"
+
+
+@given(st.integers(), st.text(), st.integers(0, 9))
+def test_the_coin_is_drawn_from_its_arguments_alone(seed, name, step):
+    assert coin(seed, name, step) == coin(seed, name, step)
+    assert 0 <= coin(seed, name, step) < 1
+
+
+def test_coins_are_spread_evenly():
+    drawn = [coin(0, str(number), 0) for number in range(4000)]
+    assert abs(sum(drawn) / 4000 - 0.5) < 0.03
