@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stepladder import config, plugins
 from stepladder.config import LAMBDA_PRESETS, Settings, StageSettings
 from stepladder.contracts import CostModel, Engine, Featurizer, Forecast, Policy, Predictor, TraceStore
-from stepladder.errors import ArtifactError, ConfigError, Problem, StepladderError
+from stepladder.engines.model_file import verify
+from stepladder.errors import ArtifactError, ConfigError, ModelFileError, Problem, StepladderError, nearest
 from stepladder.hub import is_hub_reference, resolve
 from stepladder.router import Parts, Router
 from stepladder.traces.memory import MemoryTraceStore
@@ -67,16 +68,11 @@ def build(settings: Settings, *, store: TraceStore | None = None) -> Router:
 
 
 def problems(settings: Settings) -> tuple[Problem, ...]:
-    """What would keep this from being built, as far as can be told without fetching or starting a model."""
-    found: list[Problem] = []
-    for key, attempt in _trials(settings):
-        try:
-            attempt()
-        except ConfigError as error:
-            found.extend(error.problems)
-        except StepladderError as error:
-            found.append(Problem(key, str(error)))
-    return tuple(found)
+    """What would keep this from being built, as far as can be told without fetching or loading a model."""
+    found = [*_unknown_names(settings), *_wrong_weights(settings)]
+    if not found:
+        found = [problem for trial in _trials(settings) for problem in _tried(trial, settings)]
+    return tuple(sorted(dict.fromkeys(found), key=lambda problem: problem.line or 0))
 
 
 def make_ladder(settings: Settings, *, fetch: bool = True) -> Ladder:
@@ -113,10 +109,20 @@ def _stage(settings: StageSettings, folder: Path, *, fetch: bool) -> Stage:
     shared = {key: value for key, value in values.items() if key in STAGE_FIELDS}
     own = {key: value for key, value in values.items() if key not in STAGE_FIELDS and value != {}}
     if settings.engine == "llama" and (fetch or not is_hub_reference(settings.model)):
-        shared["model"] = str(resolve(settings.model, folder))
+        shared["model"] = _weights(settings, folder)
     if settings.table is not None:
         own["table"] = str(folder / settings.table)
     return Stage(**shared, options={**own, **settings.options})
+
+
+def _weights(settings: StageSettings, folder: Path) -> str:
+    """Where a local model's file is; a first look at it now, so that a wrong path is not found out by a request."""
+    path = resolve(settings.model, folder)
+    try:
+        verify(str(path), None)
+    except ModelFileError as error:
+        raise ModelFileError(f"stage '{settings.name}': {error}") from error
+    return str(path)
 
 
 def _artifact(settings: Settings) -> Artifact | None:
@@ -189,17 +195,56 @@ def _lambda(settings: Settings, artifact: Artifact | None) -> float:
     raise ConfigError(settings.source, [Problem("policy.lambda", message)])
 
 
-def _trials(settings: Settings) -> list[tuple[str, Any]]:
-    """The steps of ``build``, each for itself, so that one problem does not hide the next."""
-
-    def engines() -> dict[str, Engine]:
-        return make_engines(make_ladder(settings, fetch=False).stages)
-
-    return [
-        ("stages", engines),
-        ("policy", lambda: make_policies(settings)),
-        ("policy.lambda", lambda: _lambda(settings, _artifact(settings))),
-        ("predictor", lambda: _featurizer(settings, _artifact(settings))),
-        ("predictor", lambda: _predictor(settings, _artifact(settings), make_ladder(settings, fetch=False))),
-        ("costs", lambda: _costs(settings, make_ladder(settings, fetch=False), {})),
+def _unknown_names(settings: Settings) -> list[Problem]:
+    """Parts asked for by a name that nobody registered."""
+    asked: list[tuple[tuple[str | int, ...], plugins.Kind, str | None]] = [
+        *((("stages", index, "engine"), "engines", stage.engine) for index, stage in enumerate(settings.stages)),
+        (("policy", "name"), "policies", settings.policy.name),
+        (("predictor", "name"), "predictors", settings.predictor.name),
+        (("predictor", "features"), "features", settings.predictor.features),
+        (("costs", "model"), "costs", settings.costs.model),
     ]
+    return [
+        settings.problem(path, f"no such part '{name}'; {nearest(name, plugins.names(kind))}")
+        for path, kind, name in asked
+        if name is not None and name not in plugins.names(kind)
+    ]
+
+
+def _wrong_weights(settings: Settings) -> list[Problem]:
+    """Local model files that are missing or no GGUF."""
+    found = []
+    for index, stage in enumerate(settings.stages):
+        if stage.engine == "llama" and not is_hub_reference(stage.model):
+            try:
+                _weights(stage, settings.folder)
+            except ModelFileError as error:
+                found.append(settings.problem(("stages", index, "model"), str(error)))
+    return found
+
+
+Trial = tuple[tuple[str, ...], Callable[[], object]]
+
+
+def _tried(trial: Trial, settings: Settings) -> Iterable[Problem]:
+    path, attempt = trial
+    try:
+        attempt()
+    except ConfigError as error:
+        return error.problems
+    except StepladderError as error:
+        return (settings.problem(path, str(error)),)
+    return ()
+
+
+def _trials(settings: Settings) -> tuple[Trial, ...]:
+    """The steps of ``build``, each for itself, so that one problem does not hide the next."""
+    ladder = make_ladder(settings, fetch=False)
+    return (
+        (("stages",), lambda: make_engines(ladder.stages)),
+        (("policy", "options"), lambda: make_policies(settings)),
+        (("policy", "lambda"), lambda: _lambda(settings, _artifact(settings))),
+        (("predictor", "artifact"), lambda: _predictor(settings, _artifact(settings), ladder)),
+        (("predictor", "features"), lambda: _featurizer(settings, _artifact(settings))),
+        (("costs", "options"), lambda: _costs(settings, ladder, {})),
+    )

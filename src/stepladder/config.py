@@ -172,6 +172,11 @@ class Settings(_Frozen):
     traces: TraceSettings = TraceSettings()
     source: str = Field(default="<settings>", exclude=True)
     folder: Path = Field(default=Path(), exclude=True, strict=False)
+    text: str = Field(default="", exclude=True, repr=False)
+
+    def problem(self, path: Sequence[str | int], message: str) -> Problem:
+        """A problem of one key, with its line where the file has it."""
+        return Problem(_dotted(path), message, line_of(self.text, path))
 
     @property
     def version(self) -> str:
@@ -200,8 +205,8 @@ def parse(tree: Mapping[str, Any], *, source: str = "<settings>", folder: Path =
     problems = _shape_problems(tree, text)
     if problems:
         raise ConfigError(source, problems)
-    settings = Settings.model_validate(tree).model_copy(update={"source": source, "folder": folder})
-    problems = _sense_problems(settings, text)
+    settings = Settings.model_validate(tree).model_copy(update={"source": source, "folder": folder, "text": text})
+    problems = _sense_problems(settings)
     if problems:
         raise ConfigError(source, problems)
     return settings
@@ -325,7 +330,9 @@ def _sections() -> dict[str, type[BaseModel]]:
 
 
 def _keys(model: type[BaseModel]) -> tuple[str, ...]:
-    return tuple(field.alias or name for name, field in model.model_fields.items() if name not in ("source", "folder"))
+    return tuple(
+        field.alias or name for name, field in model.model_fields.items() if name not in ("source", "folder", "text")
+    )
 
 
 # ── judging ──────────────────────────────────────────────────────────────────
@@ -377,15 +384,15 @@ def _short(value: Any) -> str:
         return repr(value)[:80]
 
 
-def _sense_problems(settings: Settings, text: str) -> list[Problem]:
-    """What the shape cannot tell: names used twice, λ that has no default in this unit."""
+def _sense_problems(settings: Settings) -> list[Problem]:
+    """What the shape cannot tell: names used twice, or for two things."""
     problems: list[Problem] = []
     seen: set[str] = set()
     for index, stage in enumerate(settings.stages):
-        line = line_of(text, ("stages", index, "name"))
+        place = ("stages", index, "name")
         if stage.name in seen:
-            problems.append(Problem(f"stages[{index}].name", f"'{stage.name}' names two stages", line))
+            problems.append(settings.problem(place, f"'{stage.name}' names two stages"))
         if stage.name == settings.gateway.model_name:
-            problems.append(Problem(f"stages[{index}].name", f"'{stage.name}' is the gateway's own model name", line))
+            problems.append(settings.problem(place, f"'{stage.name}' is the gateway's own model name"))
         seen.add(stage.name)
     return problems

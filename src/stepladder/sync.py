@@ -18,7 +18,7 @@ T = TypeVar("T")
 class Stepladder:
     """A ladder to ask from plain code. Use as a context manager, or call ``close`` when done.
 
-    Engines start at the first question. Safe to use from several threads.
+    A stage's model is loaded when it is first asked, unless ``start`` loaded them all. Safe to use from any thread.
     """
 
     def __init__(self, router: Router) -> None:
@@ -27,7 +27,6 @@ class Stepladder:
         self._thread = threading.Thread(target=self._loop.run_forever, name="stepladder-loop", daemon=True)
         self._thread.start()
         self._lock = threading.Lock()
-        self._started = False
         self._closed = False
 
     def ask(
@@ -51,7 +50,6 @@ class Stepladder:
 
     def answer(self, request: Request) -> Answer:
         """Answer a full request."""
-        self.start()
         return self._run(self.router.answer(request))
 
     def route(self, prompt: str, *, lam: float | None = None) -> Trace:
@@ -60,11 +58,8 @@ class Stepladder:
         return self.router.decide(Request(_new_id(), messages=messages, dials=Dials(lam)))
 
     def start(self) -> None:
-        """Start the engines now instead of at the first question."""
-        with self._lock:
-            if not self._started:
-                self._run(self.router.start())
-                self._started = True
+        """Load every stage's model now instead of when it is first asked."""
+        self._run(self.router.start())
 
     def close(self) -> None:
         """Stop the engines and close the trace store. Safe to call twice."""
