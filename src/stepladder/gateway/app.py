@@ -1,0 +1,234 @@
+"""The gateway: OpenAI's API in front of a router. It reads, asks the router, and writes; it decides nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.requests import Request as HTTPRequest
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from stepladder.errors import RequestError
+from stepladder.gateway.faults import BAD_REQUEST, error_body, error_reply
+from stepladder.gateway.replies import EventStream, Reply, Sendable, json_reply
+from stepladder.gateway.report import answer_headers, call_headers, decision_headers, outcomes_body, route_body
+from stepladder.gateway.stream import ChunkWriter, frames, opened
+from stepladder.gateway.wire import Names, answer_body, dumps, models_body, parse_object, read_model, read_request
+from stepladder.router import Router
+from stepladder.traces.codec import encode
+from stepladder.types import Endpoint, Request
+
+
+@dataclass(frozen=True, slots=True)
+class GatewaySettings:
+    """``model_name`` is the model under which the policy decides; larger bodies than ``max_body_bytes`` are refused."""
+
+    model_name: str = "stepladder"
+    max_body_bytes: int = 8 * 1024 * 1024
+
+
+def create_app(router: Router, settings: GatewaySettings | None = None, *, manage_router: bool = False) -> Starlette:
+    """The ASGI application. With ``manage_router`` its lifespan starts and closes the router, else the caller does."""
+    settings = settings or GatewaySettings()
+    doors = Doors(router, settings)
+    limit = settings.max_body_bytes
+
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        if manage_router:
+            await router.start()
+        try:
+            yield
+        finally:
+            if manage_router:
+                await router.close()
+
+    routes = [
+        Route("/v1/chat/completions", Door(doors.chat, limit), methods=["POST"]),
+        Route("/v1/completions", Door(doors.completion, limit), methods=["POST"]),
+        Route("/v1/route", Door(doors.route, limit), methods=["POST"]),
+        Route("/v1/models", Door(doors.models, limit), methods=["GET"]),
+        Route("/v1/models/{model:path}", Door(doors.model, limit), methods=["GET"]),
+        Route("/v1/decisions/{id}", Door(doors.decision, limit), methods=["GET"]),
+        Route("/health", Door(doors.health, limit), methods=["GET"]),
+    ]
+    app = Starlette(routes=routes, lifespan=lifespan, exception_handlers={HTTPException: _no_such_door})
+    app.router.redirect_slashes = False  # a redirect would lose the body with some clients
+    return app
+
+
+class Doors:
+    """One method per route, each from a parsed HTTP request to a reply."""
+
+    def __init__(self, router: Router, settings: GatewaySettings) -> None:
+        self.router = router
+        ladder = router.parts.ladder
+        self._names = Names(settings.model_name, ladder.names, tuple(router.parts.policies))
+        owners = {stage.name: stage.engine for stage in ladder.stages}
+        self._models = models_body(self._names, owners, created=int(router.parts.clock()))
+
+    async def chat(self, scope: Scope, body: bytes) -> Sendable:
+        """POST /v1/chat/completions"""
+        return await self._answer(self._request(scope, body, "chat"))
+
+    async def completion(self, scope: Scope, body: bytes) -> Sendable:
+        """POST /v1/completions"""
+        return await self._answer(self._request(scope, body, "completion"))
+
+    async def route(self, scope: Scope, body: bytes) -> Sendable:
+        """POST /v1/route: the decision alone; nothing is called and nothing is stored."""
+        trace = self.router.decide(self._request(scope, body, None))
+        return json_reply(route_body(trace), decision_headers(trace))
+
+    async def models(self, scope: Scope, body: bytes) -> Sendable:
+        """GET /v1/models"""
+        return json_reply(self._models)
+
+    async def model(self, scope: Scope, body: bytes) -> Sendable:
+        """GET /v1/models/{model}"""
+        asked = scope["path_params"]["model"]
+        read_model(asked, self._names)
+        return json_reply(next(model for model in self._models["data"] if model["id"] == asked))
+
+    async def decision(self, scope: Scope, body: bytes) -> Sendable:
+        """GET /v1/decisions/{id}: the trace, and the outcomes that were reported for it."""
+        asked, store = scope["path_params"]["id"], self.router.parts.store
+        trace = store.get(asked)
+        if trace is None:
+            raise RequestError(f"no decision '{asked}' is stored", param="id", code="decision_not_found")
+        outcomes = outcomes_body(store.outcomes(asked))
+        return json_reply({"object": "stepladder.trace", **encode(trace), "outcomes": outcomes})
+
+    async def health(self, scope: Scope, body: bytes) -> Sendable:
+        """GET /health: this process answers; it says nothing of the stages behind it."""
+        ladder = self.router.parts.ladder
+        return json_reply({"status": "ok", "ladder": ladder.name, "stages": list(ladder.names)})
+
+    def _request(self, scope: Scope, body: bytes, endpoint: Endpoint | None) -> Request:
+        return read_request(parse_object(body), self._names, scope["headers"], endpoint)
+
+    async def _answer(self, request: Request) -> Sendable:
+        if request.params.get("stream"):
+            return await self._stream(request)
+        answer = await self.router.answer(request)
+        return Reply(200, dumps(answer_body(answer)), answer_headers(answer))
+
+    async def _stream(self, request: Request) -> EventStream:
+        events = self.router.stream(request)
+        try:
+            opening = await opened(events)
+        except BaseException:  # re-raised: a stream that never began is still closed
+            await events.aclose()
+            raise
+        writer = ChunkWriter(request, opening, created=int(self.router.parts.clock()))
+        if opening.answer is None:
+            headers = call_headers(opening.decision_id, opening.step, opening.stage)
+        else:
+            headers = answer_headers(opening.answer)
+        return EventStream(frames(opening, events, writer), events, headers)
+
+
+# ── around every door ────────────────────────────────────────────────────────
+
+
+class Door:
+    """An ASGI application around one handler: reads the body, stands by for a client that leaves, tells errors."""
+
+    def __init__(self, handle: Callable[[Scope, bytes], Awaitable[Sendable]], limit: int) -> None:
+        self._handle = handle
+        self._limit = limit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            body = await read_body(scope, receive, self._limit)
+        except RequestError as error:
+            await error_reply(error)(send)
+        except ClientDisconnect:
+            return
+        else:
+            await while_connected(receive, self._reply(scope, body, send))
+
+    async def _reply(self, scope: Scope, body: bytes, send: Send) -> None:
+        try:
+            reply = await self._handle(scope, body)
+        except Exception as error:  # noqa: BLE001 - the one place that turns what was raised into a reply
+            reply = error_reply(error)
+        await reply(send)
+
+
+async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
+    """The whole body; raises RequestError for one that is too large or says that it is no plain JSON."""
+    length = _check_headers(scope)
+    if length > limit:
+        raise _too_large(limit)
+    message = await receive()
+    body: bytes = message.get("body", b"")
+    while message.get("more_body"):
+        message = await receive()
+        body += message.get("body", b"")
+        if len(body) > limit:
+            raise _too_large(limit)
+    if message["type"] == "http.disconnect":
+        raise ClientDisconnect
+    if len(body) > limit:
+        raise _too_large(limit)
+    return body
+
+
+def _check_headers(scope: Scope) -> int:
+    """The announced length, 0 where there is none. A body that is no plain JSON by its own account is refused."""
+    length = 0
+    for name, value in scope["headers"]:
+        if name == b"content-length" and value.isdigit():
+            length = int(value)
+        elif name == b"content-type" and scope["method"] == "POST" and b"json" not in value.lower():
+            raise _unsupported(f"content-type '{value.decode('latin-1')}'; send application/json")
+        elif name == b"content-encoding" and value.lower() != b"identity":
+            raise _unsupported(f"content-encoding '{value.decode('latin-1')}'; send the body as it is")
+    return length
+
+
+def _too_large(limit: int) -> RequestError:
+    return RequestError(f"the body is larger than the {limit} bytes taken here", code="request_too_large")
+
+
+def _unsupported(what: str) -> RequestError:
+    return RequestError(f"cannot read a body of {what}", code="unsupported_media_type")
+
+
+async def while_connected(receive: Receive, work: Coroutine[Any, Any, None]) -> None:
+    """Run ``work`` to its end, or cancel it as soon as the client leaves: nobody would read what it makes."""
+    task = asyncio.create_task(work)
+    watcher = asyncio.create_task(_gone(receive))
+    watcher.add_done_callback(lambda done: None if done.cancelled() else task.cancel())
+    try:
+        await task
+    except asyncio.CancelledError:
+        if not watcher.done() or watcher.cancelled():
+            raise  # it was not the client that left
+    finally:
+        watcher.cancel()
+
+
+async def _gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _no_such_door(request: HTTPRequest, error: Exception) -> Response:
+    """404 and 405 in OpenAI's shape."""
+    status = error.status_code if isinstance(error, HTTPException) else 404
+    headers = error.headers if isinstance(error, HTTPException) else None
+    code, message = "not_found", f"no such address here: {request.method} {request.url.path}"
+    if status == 405:
+        code, message = "method_not_allowed", f"{request.url.path} does not take {request.method}"
+    body = error_body(message, BAD_REQUEST, code=code)
+    return Response(dumps(body), status, headers, media_type="application/json")

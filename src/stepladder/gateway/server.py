@@ -1,0 +1,107 @@
+"""Running the gateway: in the foreground, or for a while beside other work on a free port.
+
+The application's lifespan is entered here and not by the server, so that a router that cannot start raises its own
+error to whoever asked for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+import threading
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import asynccontextmanager, contextmanager, nullcontext
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import uvicorn
+    from starlette.applications import Starlette
+
+_POLL_S = 0.005
+
+
+def serve(app: Starlette, host: str = "127.0.0.1", port: int = 8080, *, grace_s: int = 10) -> None:
+    """Serve until SIGINT or SIGTERM; requests under way then get ``grace_s`` seconds to end, a second SIGINT none.
+
+    Raises OSError where the address cannot be had, and what the router raises where it cannot start.
+    """
+    with _listening(host, port) as listener:
+        _in_own_loop(app, _server(app, grace_s), listener)
+
+
+@asynccontextmanager
+async def serving(app: Starlette, host: str = "127.0.0.1", port: int = 0, *, grace_s: int = 1) -> AsyncIterator[str]:
+    """Serve on the running loop while the block lasts; yields the base URL with the port that was really bound."""
+    with _listening(host, port) as listener:
+        server = _server(app, grace_s)
+        task = asyncio.create_task(_run(app, server, listener))
+        try:
+            while not server.started:
+                await asyncio.wait({task}, timeout=_POLL_S)
+                if task.done():
+                    await task
+            yield _url(listener)
+        finally:
+            server.should_exit = True
+            await task
+
+
+@contextmanager
+def running(app: Starlette, host: str = "127.0.0.1", port: int = 0, *, grace_s: int = 1) -> Iterator[str]:
+    """The same in a thread with a loop of its own, for callers that are not async."""
+    with _listening(host, port) as listener, ThreadPoolExecutor(1, "stepladder-gateway") as pool:
+        server = _server(app, grace_s)
+        served = pool.submit(_in_own_loop, app, server, listener)
+        try:
+            while not server.started:
+                wait([served], timeout=_POLL_S)
+                if served.done():
+                    served.result()
+            yield _url(listener)
+        finally:
+            server.should_exit = True
+            served.result()
+
+
+def _server(app: Starlette, grace_s: int) -> uvicorn.Server:
+    import uvicorn
+
+    config = uvicorn.Config(
+        app,
+        loop="auto",  # uvloop where it exists
+        http="httptools",
+        ws="none",
+        lifespan="off",
+        log_config=None,  # whoever starts the process owns its logging
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=grace_s,
+    )
+    server = uvicorn.Server(config)
+    server.capture_signals = nullcontext  # type: ignore[assignment]  # they belong to whoever owns the process
+    return server
+
+
+def _in_own_loop(app: Starlette, server: uvicorn.Server, listener: socket.socket) -> None:
+    with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
+        runner.run(_run(app, server, listener, signals=threading.current_thread() is threading.main_thread()))
+
+
+async def _run(app: Starlette, server: uvicorn.Server, listener: socket.socket, *, signals: bool = False) -> None:
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM) if signals else ():
+        loop.add_signal_handler(number, server.handle_exit, number, None)
+    async with app.router.lifespan_context(app):
+        await server.serve(sockets=[listener])
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server((host, port), family=family)
+
+
+def _url(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

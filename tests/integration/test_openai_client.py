@@ -1,0 +1,408 @@
+"""The official client, and bare sockets, against the real gateway under uvicorn, on a free port of this machine."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import socket
+import sys
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+import openai
+import pytest
+
+from gateway_fakes import STAGES, World, attempt, chunk, echoes, fault, plays, world
+from stepladder.errors import EngineError
+from stepladder.gateway.app import GatewaySettings
+from stepladder.gateway.server import running, serving
+from stepladder.types import Attempt, Delta, EngineEvent, Request, Stage
+
+MESSAGES: Any = [{"role": "user", "content": "What is 2+2?"}]
+TOOL: Any = {"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {}}}}
+CALL = {"id": "call_1", "type": "function", "function": {"name": "add", "arguments": '{"a":2}'}}
+
+
+async def scripted(request: Request, stage: Stage) -> AsyncGenerator[EngineEvent, None]:
+    """Fails as the question says, calls a tool where there is one, else echoes."""
+    if request.text.startswith("fail "):
+        yield fault(stage.name, request.text.removeprefix("fail "), retry_after=3)
+    elif request.params.get("tools"):
+        message = {"role": "assistant", "content": None, "tool_calls": [CALL]}
+        choice = {"index": 0, "message": message, "finish_reason": "tool_calls"}
+        raw = {"id": "up", "object": "chat.completion", "created": 1, "model": "up", "choices": [choice]}
+        yield attempt(stage.name, "", finish_reason="tool_calls", raw=raw)
+    elif request.text == "break":
+        yield chunk("Fo")
+        yield fault(stage.name, "protocol", "cut", first_token_s=0.1)
+    else:
+        async for event in echoes(request, stage):
+            yield event
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    with running(world(scripted, calibrated=False, manage_router=True).app) as base:
+        yield base
+
+
+@pytest.fixture
+def client(url: str) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as made:
+        yield made
+
+
+# ── the synchronous client ───────────────────────────────────────────────────
+
+
+def test_chat(client: openai.OpenAI) -> None:
+    got = client.chat.completions.create(
+        model="stepladder", messages=MESSAGES, extra_body={"stepladder": {"lambda": 2}}
+    )
+    assert got.choices[0].message.content == "What is 2+2?"
+    assert got.model == "small"
+    assert got.usage is not None
+    assert got.usage.total_tokens == 9
+    block = (got.model_extra or {})["stepladder"]
+    assert (block["lambda"], block["calibrated"], block["baseline"]["cost"]) == (2.0, False, 1.8)
+
+
+def test_headers_tell_of_the_decision(client: openai.OpenAI) -> None:
+    got = client.chat.completions.with_raw_response.create(
+        model="large", messages=MESSAGES, extra_headers={"x-stepladder-lambda": "1"}
+    )
+    told = {name.removeprefix("x-stepladder-"): value for name, value in got.headers.items() if "stepladder" in name}
+    assert told.pop("decision-id").startswith("dec-")
+    assert float(told.pop("seconds")) > 0
+    assert told == {
+        "stage": "large",
+        "predicted-quality": "0.9000",
+        "uncalibrated": "true",
+        "cost": "1.8",
+        "cost-unit": "relative",
+    }
+    assert got.parse().model == "large"
+
+
+def test_stream(client: openai.OpenAI) -> None:
+    stream = client.chat.completions.create(
+        model="stepladder",
+        messages=MESSAGES,
+        stream=True,
+        stream_options={"include_usage": True},
+        extra_body={"stepladder": {"explain": True}},
+    )
+    chunks = list(stream)
+    assert [each.choices[0].delta.content for each in chunks if each.choices] == ["What", "is", "2+2?", None]
+    assert {each.model for each in chunks} == {"small"}
+    assert len({each.id for each in chunks}) == 1
+    assert [each.usage.total_tokens for each in chunks if each.usage] == [9]
+    assert (chunks[-1].model_extra or {})["stepladder"]["cost"] == 1.0
+
+
+def test_stream_of_a_cascade(client: openai.OpenAI) -> None:
+    body = {"stepladder": {"mode": "cascade"}}
+    chunks = list(client.chat.completions.create(model="stepladder", messages=MESSAGES, stream=True, extra_body=body))
+    assert "".join(each.choices[0].delta.content or "" for each in chunks) == "What is 2+2?"
+    assert {each.model for each in chunks} == {"large"}
+    assert chunks[-1].choices[0].finish_reason == "stop"
+
+
+@pytest.mark.parametrize("mode", ["route", "cascade"])
+def test_tools_pass_through(client: openai.OpenAI, mode: str) -> None:
+    body = {"stepladder": {"mode": mode}}
+    got = client.chat.completions.create(model="stepladder", messages=MESSAGES, tools=[TOOL], extra_body=body)
+    calls = got.choices[0].message.tool_calls
+    assert calls is not None
+    assert calls[0].model_dump() == CALL
+    with client.chat.completions.stream(model="stepladder", messages=MESSAGES, tools=[TOOL], extra_body=body) as stream:
+        final = stream.get_final_completion()
+    streamed = final.choices[0].message.tool_calls
+    assert streamed is not None
+    assert streamed[0].function.arguments == '{"a":2}'
+    assert final.choices[0].finish_reason == "tool_calls"
+
+
+def test_completions(client: openai.OpenAI) -> None:
+    assert client.completions.create(model="medium", prompt="a b").choices[0].text == "a b"
+    streamed = client.completions.create(model="medium", prompt="a b", stream=True)
+    assert [each.choices[0].text for each in streamed] == ["a", "b", ""]
+
+
+def test_models(client: openai.OpenAI) -> None:
+    assert [model.id for model in client.models.list()] == ["stepladder", *STAGES]
+    assert client.models.retrieve("large").owned_by == "fake"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("rate_limit", openai.RateLimitError),
+        ("bad_request", openai.BadRequestError),
+        ("context", openai.BadRequestError),
+        ("server", openai.InternalServerError),
+        ("timeout", openai.InternalServerError),
+    ],
+)
+def test_faults_are_the_clients_own_errors(
+    client: openai.OpenAI, kind: str, expected: type[openai.APIStatusError], stream: bool
+) -> None:
+    messages: Any = [{"role": "user", "content": f"fail {kind}"}]
+    with pytest.raises(expected) as caught:
+        client.chat.completions.create(model="small", messages=messages, stream=stream)
+    assert caught.value.response.headers["retry-after"] == "3"
+    assert "stage 'small': it broke" in str(caught.value)
+    if kind == "context":
+        assert caught.value.code == "context_length_exceeded"
+
+
+@pytest.mark.parametrize(
+    ("change", "param", "expected"),
+    [
+        ({"model": "smal"}, "model", openai.NotFoundError),
+        ({"messages": []}, "messages", openai.BadRequestError),
+        ({"messages": "hello"}, "messages", openai.BadRequestError),
+        ({"extra_body": {"stream": "yes"}}, "stream", openai.BadRequestError),
+        ({"extra_body": {"stepladder": {"lambda": "high"}}}, "stepladder.lambda", openai.BadRequestError),
+        ({"extra_headers": {"x-stepladder-lambda": "high"}}, "x-stepladder-lambda", openai.BadRequestError),
+        ({"extra_body": {"stepladder": {"min_stage": "huge"}}}, "min_stage", openai.BadRequestError),
+    ],
+)
+def test_requests_that_are_refused(
+    client: openai.OpenAI, change: dict[str, Any], param: str, expected: type[openai.APIStatusError]
+) -> None:
+    asked: dict[str, Any] = {"model": "stepladder", "messages": MESSAGES, **change}
+    with pytest.raises(expected) as caught:
+        client.chat.completions.create(**asked)
+    assert caught.value.param == param
+    assert caught.value.type == "invalid_request_error"
+
+
+def test_an_empty_prompt_is_refused(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match="prompt is empty"):
+        client.completions.create(model="stepladder", prompt="  ")
+
+
+def test_a_body_that_is_too_large(client: openai.OpenAI) -> None:
+    messages: Any = [{"role": "user", "content": "x" * (9 * 1024 * 1024)}]
+    with pytest.raises(openai.APIStatusError, match="8388608 bytes") as caught:
+        client.chat.completions.create(model="stepladder", messages=messages)
+    assert caught.value.status_code == 413
+
+
+def test_a_fault_mid_stream_is_an_error_of_the_client(client: openai.OpenAI) -> None:
+    messages: Any = [{"role": "user", "content": "break"}]
+    stream = client.chat.completions.create(model="small", messages=messages, stream=True)
+    assert next(stream).choices[0].delta.content == "Fo"
+    with pytest.raises(openai.APIError, match="stage 'small': cut"):
+        next(stream)
+
+
+# ── the asynchronous client ──────────────────────────────────────────────────
+
+
+@asynccontextmanager
+async def served(made: World) -> AsyncIterator[openai.AsyncOpenAI]:
+    async with (
+        serving(made.app) as base,
+        openai.AsyncOpenAI(base_url=f"{base}/v1", api_key="none", max_retries=0) as client,
+    ):
+        yield client
+
+
+async def test_async_chat_and_stream() -> None:
+    async with served(world()) as client:
+        got = await client.chat.completions.create(model="stepladder", messages=MESSAGES)
+        assert got.choices[0].message.content == "What is 2+2?"
+        stream = await client.chat.completions.create(model="stepladder", messages=MESSAGES, stream=True)
+        assert [each.choices[0].delta.content async for each in stream] == ["What", "is", "2+2?", None]
+
+
+async def test_each_chunk_leaves_before_the_next_is_made() -> None:
+    read = asyncio.Event()
+
+    async def waits(request: Request, stage: Stage) -> AsyncGenerator[EngineEvent, None]:
+        yield chunk("first")
+        await read.wait()  # only a client that has the first chunk already can bring the second about
+        yield chunk("second", finish="stop")
+        yield attempt(stage.name, "firstsecond", first_token_s=0.1)
+
+    async with served(world(waits)) as client:
+        stream = await client.chat.completions.create(model="stepladder", messages=MESSAGES, stream=True)
+        assert (await anext(stream)).choices[0].delta.content == "first"
+        read.set()
+        assert (await anext(stream)).choices[0].delta.content == "second"
+        with pytest.raises(StopAsyncIteration):
+            await anext(stream)
+
+
+# ── bare sockets ─────────────────────────────────────────────────────────────
+
+
+async def hangs(request: Request, stage: Stage) -> AsyncGenerator[EngineEvent, None]:
+    """Says one word where a stream is asked for, then nothing for ever."""
+    if request.params.get("stream"):
+        yield Delta("Once")
+    await asyncio.Event().wait()
+    yield Attempt(stage.name)
+
+
+@asynccontextmanager
+async def connected(base: str) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    host, port = base.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    try:
+        yield reader, writer
+    finally:
+        writer.close()
+        await writer.wait_closed()
+
+
+def post(body: bytes, headers: str = "content-type: application/json\r\n") -> bytes:
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\n{headers}content-length: {len(body)}\r\n\r\n"
+    return head.encode() + body
+
+
+@pytest.mark.parametrize(("mode", "stream"), [("route", False), ("route", True), ("cascade", False), ("cascade", True)])
+async def test_a_client_that_leaves_cancels_the_upstream(mode: str, stream: bool) -> None:
+    made = world(hangs)
+    body = json.dumps({"messages": MESSAGES, "stream": stream, "stepladder": {"mode": mode}}).encode()
+    async with serving(made.app) as base:
+        async with connected(base) as (reader, writer):
+            writer.write(post(body))
+            if stream and mode == "route":
+                await reader.readuntil(b"Once")
+            await asyncio.wait_for(made.engine.under_way.wait(), 2)
+        await asyncio.wait_for(made.engine.cancelled.wait(), 0.2)
+        await asyncio.wait_for(made.store.written.wait(), 0.2)
+    (trace,) = made.store.traces
+    assert trace.fault is not None
+    assert trace.fault.kind == "cancelled"
+
+
+async def test_one_that_leaves_takes_nobody_along() -> None:
+    made = world(scripted)
+    body = json.dumps({"messages": MESSAGES}).encode()
+    async with serving(made.app) as base:
+        async with connected(base) as (_, writer):
+            writer.write(post(body)[:-5])
+            await writer.drain()
+        async with connected(base) as (reader, writer):
+            for _ in range(3):  # on one kept-alive connection
+                writer.write(post(body))
+                head = await reader.readuntil(b"\r\n\r\n")
+                assert head.startswith(b"HTTP/1.1 200")
+                length = next(line for line in head.split(b"\r\n") if line.startswith(b"content-length:"))
+                await reader.readexactly(int(length.split(b":")[1]))
+    assert len(made.store.traces) == 3
+
+
+@pytest.mark.parametrize(
+    ("request_bytes", "status"),
+    [
+        (post(b"no json"), b"400"),
+        (post(b"{}", "content-type: text/plain\r\n"), b"415"),
+        (post(b'{"messages": ["' + b"x" * 5000 + b'"]}'), b"413"),
+    ],
+)
+async def test_bodies_that_no_client_would_send(request_bytes: bytes, status: bytes) -> None:
+    app = world(settings=GatewaySettings(max_body_bytes=1000)).app
+    async with serving(app) as base, connected(base) as (reader, writer):
+        writer.write(request_bytes)
+        head = await reader.readuntil(b"\r\n\r\n")
+        assert head.split(b" ")[1] == status
+        assert b"server:" not in head
+
+
+async def test_an_answer_is_still_given_while_others_hang() -> None:
+    async def some_hang(request: Request, stage: Stage) -> AsyncGenerator[EngineEvent, None]:
+        script = hangs if request.text == "hang" else plays(attempt(stage.name))
+        async for event in script(request, stage):
+            yield event
+
+    made = world(some_hang)
+    async with served(made) as client:
+        stuck = [_ask(client, "hang") for _ in range(10)]
+        assert (await _ask(client, "2+2?")).choices[0].message.content == "Four."
+        for task in stuck:
+            task.cancel()
+        await asyncio.gather(*stuck, return_exceptions=True)
+
+
+def _ask(client: openai.AsyncOpenAI, text: str) -> asyncio.Task[Any]:
+    messages: Any = [{"role": "user", "content": text}]
+    return asyncio.create_task(client.chat.completions.create(model="stepladder", messages=messages))
+
+
+# ── the server ───────────────────────────────────────────────────────────────
+
+
+def test_an_address_in_use_is_told(url: str) -> None:
+    port = int(url.rsplit(":", 1)[1])
+    with pytest.raises(OSError, match="in use"), running(world().app, port=port):
+        pass
+
+
+async def _enter_beside(made: World) -> None:
+    async with serving(made.app):
+        pass
+
+
+async def _enter_thread(made: World) -> None:
+    await asyncio.to_thread(running(made.app).__enter__)
+
+
+@pytest.mark.parametrize("enter", [_enter_beside, _enter_thread])
+async def test_a_router_that_cannot_start_says_why(enter: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = world(manage_router=True)
+
+    async def cannot() -> None:
+        raise EngineError("no model")
+
+    monkeypatch.setattr(made.engine, "start", cannot)
+    with pytest.raises(EngineError, match="no model"):
+        await enter(made)
+
+
+SERVE = """
+import sys
+sys.path[:0] = {path!r}
+from gateway_fakes import world
+from stepladder.gateway.server import serve
+serve(world(manage_router=True).app, port={port})
+print("closed in order")
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_a_signal_ends_it_in_order(number: signal.Signals) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    program = SERVE.format(path=sys.path, port=port)
+    child = await asyncio.create_subprocess_exec(sys.executable, "-c", program, stdout=asyncio.subprocess.PIPE)
+    await _answers(f"http://127.0.0.1:{port}")
+    child.send_signal(number)
+    out, _ = await asyncio.wait_for(child.communicate(), 10)
+    assert out == b"closed in order\n"
+    assert child.returncode == 0
+
+
+async def _answers(base: str) -> None:
+    for _ in range(500):
+        with suppress(ConnectionError):
+            async with connected(base) as (reader, writer):
+                writer.write(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n")
+                await reader.readuntil(b"\r\n\r\n")
+                return
+        await asyncio.sleep(0.02)
+    raise AssertionError("it never answered")
+
+
+def test_a_managed_router_is_started_and_closed() -> None:
+    made = world(manage_router=True)
+    with running(made.app):
+        assert (made.engine.started, made.engine.closed) == (1, 0)
+    assert (made.engine.closed, made.store.closed) == (1, 1)

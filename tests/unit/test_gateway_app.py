@@ -1,0 +1,184 @@
+"""The routes beside the two that answer, and what an answer tells of its making."""
+
+from __future__ import annotations
+
+import asyncio
+from types import MappingProxyType
+from typing import Any
+
+import pytest
+
+from gateway_fakes import PRICE, STAGES, attempt, chunk, echoes, get, plays, post, world
+from stepladder.gateway.app import GatewaySettings, while_connected
+from stepladder.gateway.report import call_headers
+from stepladder.gateway.stream import is_preamble
+from stepladder.types import Delta
+
+QUESTION: dict[str, Any] = {"messages": [{"role": "user", "content": "What is 2+2?"}]}
+CHAT = "/v1/chat/completions"
+
+
+async def test_models_are_the_door_and_the_stages() -> None:
+    app = world(settings=GatewaySettings(model_name="auto")).app
+    listed = (await get(app, "/v1/models")).json
+    assert [model["id"] for model in listed["data"]] == ["auto", *STAGES]
+    assert (await get(app, "/v1/models/auto")).json == listed["data"][0]
+    assert (await get(app, "/v1/models/large")).json == listed["data"][3]
+    missing = await get(app, "/v1/models/stepladder")
+    assert (missing.status, missing.error["code"]) == (404, "model_not_found")
+
+
+async def test_health_names_the_ladder() -> None:
+    assert (await get(world().app, "/health")).json == {"status": "ok", "ladder": "fakes", "stages": list(STAGES)}
+
+
+async def test_a_decision_can_be_asked_for_later() -> None:
+    made = world()
+    answered = (await post(made.app, CHAT, QUESTION)).json
+    got = await get(made.app, f"/v1/decisions/{answered['stepladder']['decision_id']}")
+    assert got.json["id"] == "dec-1"
+    assert got.json["request"]["messages"] == QUESTION["messages"]
+    assert got.json["outcomes"] == [{"score": 0.5, "source": "user", "stage": None, "comment": None}]
+    missing = await get(made.app, "/v1/decisions/dec-9")
+    assert (missing.status, missing.error["code"]) == (404, "decision_not_found")
+
+
+@pytest.mark.parametrize("body", [QUESTION, {"prompt": "2+2="}])
+async def test_route_decides_and_calls_nothing(body: dict[str, Any]) -> None:
+    made = world()
+    got = (await post(made.app, "/v1/route", {**body, "stepladder": {"lambda": 3, "max_stage": "medium"}})).json
+    assert (got["action"], got["stage"], got["lambda"], got["mode"]) == ("call", "small", 3.0, "route")
+    assert [each["allowed"] for each in got["stages"]] == [True, True, False]
+    assert [each["cost"]["resource"] for each in got["stages"]] == list(PRICE.values())
+    assert got["stages"][2]["value"] is None
+    assert got["notes"] == {"class": "simple"}
+    assert got["baseline"] == {"stage": "large", "cost": 1.8}
+    assert got["decide_us"] > 0
+    assert made.engine.calls == []
+    assert made.store.traces == []
+
+
+async def test_explain_shows_every_step() -> None:
+    body = (await post(world().app, CHAT, {**QUESTION, "stepladder": {"mode": "cascade", "explain": True}})).json
+    steps = body["stepladder"]["steps"]
+    assert [step["action"] for step in steps] == ["call", "call", "call", "stop"]
+    assert [step["stage"] for step in steps] == ["small", "medium", "large", "large"]
+    assert set(steps[0]["stages"][0]["cost"]) == {"resource", "latency", "congestion", "total", "seconds"}
+    assert body["stepladder"]["cost"] == pytest.approx(sum(PRICE.values()))
+    assert "steps" not in (await post(world().app, CHAT, QUESTION)).json["stepladder"]
+
+
+async def test_many_choices_survive_a_cascade_stream() -> None:
+    choices = [
+        {"index": i, "message": {"role": "assistant", "content": str(i)}, "finish_reason": "stop"} for i in (0, 1)
+    ]
+    made = world(plays(attempt("large", "0", raw={"id": "x", "choices": choices})))
+    body = {**QUESTION, "n": 2, "stream": True, "model": "large", "stepladder": {}}
+    events = (await post(made.app, CHAT, body)).events
+    got = [event["choices"][0] for event in events[:-1] if event["choices"]]
+    assert [choice["delta"].get("content") for choice in got] == ["0", None, "1", None]
+    assert [choice["index"] for choice in got] == [0, 0, 1, 1]
+    assert events[-1] == "[DONE]"
+
+
+async def test_read_only_chunks_are_relayed() -> None:
+    raw = MappingProxyType({"id": "x", "choices": [MappingProxyType({"index": 0, "delta": {"content": "4"}})]})
+    made = world(plays(Delta("4", raw), attempt("large", "4", first_token_s=0.1)))
+    events = (await post(made.app, CHAT, {**QUESTION, "stream": True, "model": "large"})).events
+    assert events[0] == {"id": "x", "choices": [{"index": 0, "delta": {"content": "4"}}], "model": "large"}
+    assert [event["choices"][0]["finish_reason"] for event in events[1:-1]] == ["stop"]
+
+
+@pytest.mark.parametrize(
+    ("delta", "silent"),
+    [
+        (chunk("", role="assistant"), True),
+        (chunk(None), True),
+        (Delta(""), True),
+        (chunk("x"), False),
+        (chunk(None, finish="stop"), False),
+        (Delta("", {"choices": [{"delta": {"reasoning_content": "hm"}}]}), False),
+        (Delta("", {"choices": [{"text": "x"}]}), False),
+        (Delta("", {"choices": []}), True),
+        (Delta("", {}), True),
+    ],
+)
+def test_a_preamble_says_nothing(delta: Delta, silent: bool) -> None:
+    assert is_preamble(delta) == silent
+
+
+async def test_a_name_cannot_break_a_header() -> None:
+    made = world()
+    await post(made.app, CHAT, QUESTION)
+    step = made.store.traces[0].steps[0]
+    headers = dict(call_headers("dec\r\nset-cookie: x", step, "small"))
+    assert headers[b"x-stepladder-decision-id"] == b"dec%0D%0Aset-cookie: x"
+
+
+@pytest.mark.parametrize("managed", [True, False])
+async def test_the_lifespan_minds_the_router_only_when_asked(managed: bool) -> None:
+    made = world(manage_router=managed)
+    async with made.app.router.lifespan_context(made.app):
+        assert made.engine.started == managed
+        assert made.engine.closed == 0
+    assert made.engine.closed == managed
+    assert made.store.closed == managed
+
+
+# ── a client that leaves ─────────────────────────────────────────────────────
+
+
+async def test_work_ends_when_the_client_leaves() -> None:
+    gone, ended = asyncio.Event(), asyncio.Event()
+
+    async def receive() -> dict[str, Any]:
+        await gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def work() -> None:
+        gone.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    await while_connected(receive, work())
+    assert ended.is_set()
+
+
+async def test_being_cancelled_oneself_is_passed_on() -> None:
+    ended = asyncio.Event()
+
+    async def work() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    task = asyncio.create_task(while_connected(_forever, work()))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert ended.is_set()
+
+
+async def test_what_work_raises_is_raised() -> None:
+    async def work() -> None:
+        raise ValueError("mine")
+
+    with pytest.raises(ValueError, match="mine"):
+        await while_connected(_forever, work())
+
+
+async def _forever() -> Any:
+    await asyncio.Event().wait()
+
+
+async def test_many_at_once_do_not_mix() -> None:
+    app = world(echoes).app
+    bodies = [{"messages": [{"role": "user", "content": f"question {i}"}]} for i in range(50)]
+    replies = await asyncio.gather(*(post(app, CHAT, body) for body in bodies))
+    said = [reply.json["choices"][0]["message"]["content"] for reply in replies]
+    assert said == [f"question {i}" for i in range(50)]

@@ -1,0 +1,277 @@
+"""Bodies and headers → requests: what is kept, what wins, what is refused."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stepladder.errors import RequestError
+from stepladder.gateway.wire import Names, dumps, models_body, needs, parse_object, read_request, usage_body
+from stepladder.types import EMPTY, Dials, Request, Usage
+
+NAMES = Names("stepladder", ("small", "medium", "large"), ("route", "cascade", "fixed"))
+QUESTION = [{"role": "user", "content": "What is 2+2?"}]
+OWN = {"messages", "prompt", "model", "stepladder", "stream", "stream_options", "response_format"}
+
+json_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**53), 2**53)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+fields = st.dictionaries(st.text(max_size=12).filter(lambda key: key not in OWN), json_values, max_size=5)
+prices = st.floats(min_value=0, max_value=1e9)
+
+
+def read(headers: dict[str, str] | None = None, **body: Any) -> Request:
+    pairs = [(name.encode(), value.encode()) for name, value in (headers or {}).items()]
+    return read_request({"messages": QUESTION, **body}, NAMES, pairs, "chat")
+
+
+def refusal(headers: dict[str, str] | None = None, **body: Any) -> RequestError:
+    with pytest.raises(RequestError) as caught:
+        read(headers, **body)
+    return caught.value
+
+
+# ── what is kept ─────────────────────────────────────────────────────────────
+
+
+@given(fields)
+def test_fields_that_nobody_here_knows_survive(more: dict[str, Any]) -> None:
+    body = parse_object(orjson.dumps({**more, "messages": QUESTION, "model": "stepladder"}))
+    request = read_request(body, NAMES, endpoint="chat")
+    assert orjson.loads(dumps(request.params)) == more
+    assert list(request.messages) == QUESTION
+
+
+@given(fields, st.text(min_size=1).filter(str.strip))
+def test_completion_fields_survive(more: dict[str, Any], prompt: str) -> None:
+    request = read_request({**more, "prompt": prompt}, NAMES, endpoint="completion")
+    assert request.prompt == prompt
+    assert dict(request.params) == more
+
+
+def test_messages_are_kept_as_they_came() -> None:
+    messages = [
+        {"role": "system", "content": "Be brief.", "name": "x"},
+        {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]},
+        {"role": "tool", "tool_call_id": "1", "content": [{"type": "text", "text": "4"}]},
+        {"role": "critic"},
+    ]
+    assert list(read(messages=messages).messages) == messages
+
+
+def test_each_request_has_an_id_of_its_own() -> None:
+    assert read().id != read().id
+
+
+@given(st.binary(max_size=40))
+def test_no_bytes_upset_the_reader(data: bytes) -> None:
+    with suppress(RequestError):
+        read_request(parse_object(data), NAMES)
+
+
+# ── model ────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("model", [{}, {"model": None}, {"model": "stepladder"}])
+def test_own_name_or_none_leaves_it_to_the_policy(model: dict[str, Any]) -> None:
+    assert read(**model).dials == Dials()
+
+
+def test_a_stage_name_allows_that_stage_alone() -> None:
+    dials = read(model="medium", stepladder={"lambda": 2, "max_cost": 9}).dials
+    assert dials == Dials(lam=2.0, mode="fixed", min_stage="medium", max_stage="medium", max_cost=9.0)
+
+
+def test_a_stage_name_wins_over_headers() -> None:
+    dials = read({"x-stepladder-mode": "cascade", "x-stepladder-min-stage": "large"}, model="small").dials
+    assert dials == Dials(mode="fixed", min_stage="small", max_stage="small")
+
+
+def test_a_stage_name_may_be_said_twice() -> None:
+    assert read(model="small", stepladder={"mode": "fixed", "max_stage": "small"}).dials.max_stage == "small"
+
+
+@pytest.mark.parametrize("block", [{"mode": "route"}, {"min_stage": "large"}, {"max_stage": "medium"}])
+def test_a_block_that_contradicts_the_stage_name_is_refused(block: dict[str, Any]) -> None:
+    error = refusal(model="small", stepladder=block)
+    assert error.param == f"stepladder.{next(iter(block))}"
+    assert "contradicts" in str(error)
+
+
+def test_an_unknown_model_is_told_with_the_nearest() -> None:
+    error = refusal(model="meduim")
+    assert (error.param, error.code) == ("model", "model_not_found")
+    assert "did you mean 'medium'?" in str(error)
+
+
+# ── the block and the headers ────────────────────────────────────────────────
+
+
+@given(prices, prices)
+def test_the_body_wins_over_the_header(header: float, body: float) -> None:
+    assert read({"x-stepladder-lambda": repr(header)}, stepladder={"lambda": body}).dials.lam == body
+    assert read({"x-stepladder-lambda": repr(header)}).dials.lam == header
+    assert read({"x-stepladder-lambda": repr(header)}, stepladder={"lambda": None}).dials.lam == header
+
+
+def test_precedence_holds_key_by_key() -> None:
+    headers = {"x-stepladder-mode": "cascade", "x-stepladder-max-stage": "medium", "x-stepladder-explain": "TRUE"}
+    dials = read(headers, stepladder={"mode": "route", "max_cost": 3}).dials
+    assert dials == Dials(mode="route", max_stage="medium", max_cost=3.0, explain=True)
+
+
+@pytest.mark.parametrize("value", [-1, -0.5, True, "5", [], {}, float("inf"), float("nan")])
+@pytest.mark.parametrize("key", ["lambda", "max_cost"])
+def test_a_number_must_be_one(key: str, value: Any) -> None:
+    assert refusal(stepladder={key: value}).param == f"stepladder.{key}"
+
+
+@pytest.mark.parametrize("value", ["much", "", "nan", "inf", "-inf", "-1"])
+def test_a_header_must_hold_a_number(value: str) -> None:
+    assert refusal({"x-stepladder-lambda": value}).param == "x-stepladder-lambda"
+
+
+def test_lambda_may_be_nothing_but_a_budget_may_not() -> None:
+    assert read(stepladder={"lambda": 0}).dials.lam == 0.0
+    assert "more than 0" in str(refusal(stepladder={"max_cost": 0}))
+
+
+@pytest.mark.parametrize(
+    ("block", "param", "told"),
+    [
+        ({"lamda": 1}, "stepladder.lamda", "did you mean 'lambda'?"),
+        ({"mode": "cascde"}, "stepladder.mode", "did you mean 'cascade'?"),
+        ({"mode": 3}, "stepladder.mode", "must be a string, not a number"),
+        ({"min_stage": ["small"]}, "stepladder.min_stage", "must be a string, not a list"),
+        ({"explain": 1}, "stepladder.explain", "must be true or false"),
+        ("cheap", "stepladder", "must be an object, not a string"),
+        ([], "stepladder", "must be an object, not a list"),
+    ],
+)
+def test_what_the_block_may_not_hold(block: Any, param: str, told: str) -> None:
+    error = refusal(stepladder=block)
+    assert error.param == param
+    assert told in str(error)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("x-stepladder-lamda", "1", "did you mean 'x-stepladder-lambda'?"),
+        ("x-stepladder-explain", "perhaps", "true or false"),
+        ("x-stepladder-mode", "quick", "valid: route, cascade, fixed"),
+    ],
+)
+def test_what_a_header_may_not_hold(name: str, value: str, told: str) -> None:
+    assert told in str(refusal({name: value}))
+
+
+def test_other_headers_are_none_of_ours() -> None:
+    assert read({"authorization": "Bearer x", "x-request-id": "1"}).dials == Dials()
+
+
+# ── what is refused ──────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("messages", "param"),
+    [
+        (None, "messages"),
+        ([], "messages"),
+        ("hello", "messages"),
+        ({"role": "user"}, "messages"),
+        (["hello"], "messages[0]"),
+        ([QUESTION[0], {"content": "x"}], "messages[1].role"),
+        ([{"role": 1, "content": "x"}], "messages[0].role"),
+        ([{"role": "", "content": "x"}], "messages[0].role"),
+        ([{"role": "user", "content": 4}], "messages[0].content"),
+        ([{"role": "user", "content": {"text": "x"}}], "messages[0].content"),
+        ([{"role": "user", "content": ["x"]}], "messages[0].content"),
+    ],
+)
+def test_messages_that_are_none(messages: Any, param: str) -> None:
+    assert refusal(messages=messages).param == param
+
+
+@pytest.mark.parametrize("prompt", [None, "", " \n\t", [], ["a", "b"], [1, 2], 4, {}, [""]])
+def test_prompts_that_are_none(prompt: Any) -> None:
+    with pytest.raises(RequestError, match="prompt") as caught:
+        read_request({"prompt": prompt}, NAMES, endpoint="completion")
+    assert caught.value.param == "prompt"
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [({"stream": "yes"}, "stream"), ({"stream": 1}, "stream"), ({"stream_options": []}, "stream_options")],
+)
+def test_stream_is_a_flag(body: dict[str, Any], param: str) -> None:
+    assert refusal(**body).param == param
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"null", b"[]", b'"x"', b"1", b"\xff", b"[" * 2000])
+def test_bodies_that_are_no_object(body: bytes) -> None:
+    with pytest.raises(RequestError, match="body") as caught:
+        parse_object(body)
+    assert caught.value.code == "invalid_json"
+
+
+# ── what a request needs ─────────────────────────────────────────────────────
+
+IMAGE = (
+    {"role": "user", "content": [{"type": "text", "text": "?"}, {"type": "image_url", "image_url": {"url": "x"}}]},
+)
+
+
+@pytest.mark.parametrize(
+    ("params", "expected"),
+    [
+        ({}, set()),
+        ({"stream": False, "tools": [], "logprobs": False, "response_format": {"type": "text"}}, set()),
+        ({"stream": None, "logprobs": None, "top_logprobs": 0, "response_format": "json"}, set()),
+        ({"stream": True}, {"stream"}),
+        ({"tools": [{}]}, {"tools"}),
+        ({"functions": [{}]}, {"tools"}),
+        ({"logprobs": True}, {"logprobs"}),
+        ({"logprobs": 0}, {"logprobs"}),
+        ({"top_logprobs": 2}, {"logprobs"}),
+        ({"response_format": {"type": "json_object"}}, {"json"}),
+        ({"response_format": {"type": "json_schema", "json_schema": {}}}, {"json"}),
+    ],
+)
+def test_needs(params: dict[str, Any], expected: set[str]) -> None:
+    assert needs(params) == expected
+    assert needs(params, IMAGE) == expected | {"images"}
+
+
+# ── the way back ─────────────────────────────────────────────────────────────
+
+
+def test_usage_has_openais_names() -> None:
+    assert usage_body(Usage(3, 4)) == {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}
+    assert usage_body(Usage(3, 4, 2))["prompt_tokens_details"] == {"cached_tokens": 2}
+
+
+def test_models_name_who_serves_them() -> None:
+    models = models_body(NAMES, {"small": "llama"}, created=9)["data"]
+    assert [(model["id"], model["owned_by"]) for model in models][:2] == [
+        ("stepladder", "stepladder"),
+        ("small", "llama"),
+    ]
+    assert {model["created"] for model in models} == {9}
+
+
+def test_read_only_values_are_written() -> None:
+    assert dumps({"a": EMPTY, "b": frozenset("ba")}) == b'{"a":{},"b":["a","b"]}'
+    with pytest.raises(TypeError):
+        dumps(object())
