@@ -1,0 +1,177 @@
+"""The command line: what it prints, where, and with which exit code."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from stepladder.cli import VERBS, main
+
+LADDER = """\
+[[stages]]
+name = "low"
+engine = "scripted"
+model = "a"
+cost = 1.0
+options = { reply = "from low" }
+
+[[stages]]
+name = "high"
+engine = "scripted"
+model = "b"
+cost = 3.0
+options = { reply = "from high" }
+"""
+
+
+@pytest.fixture
+def ladder(tmp_path: Path) -> str:
+    path = tmp_path / "ladder.toml"
+    path.write_text(LADDER, "utf-8")
+    return str(path)
+
+
+def test_ask_prints_the_answer_and_tells_about_it_apart(ladder, capsys):
+    assert main(["ask", "-l", ladder, "hello"]) == 0
+    printed = capsys.readouterr()
+    assert printed.out == "from low\n"
+    assert "[low] predicted quality 0.88 (uncalibrated) · cost 1 relative" in printed.err
+
+
+def test_lambda_decides_which_stage(ladder, capsys):
+    assert main(["ask", "-q", "-l", ladder, "--lambda", "100", "hello"]) == 0
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err) == ("from high\n", "")
+
+
+def test_ask_as_json_is_the_trace(ladder, capsys):
+    assert main(["ask", "--json", "-l", ladder, "hello"]) == 0
+    trace = json.loads(capsys.readouterr().out)
+    assert trace["steps"][0]["attempt"]["text"] == "from low"
+
+
+def test_a_prompt_from_standard_input(ladder, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin.read", lambda: "hello", raising=False)
+    assert main(["ask", "-q", "-l", ladder, "-"]) == 0
+    assert capsys.readouterr().out == "from low\n"
+
+
+def test_route_shows_every_stage_and_the_reason(ladder, capsys):
+    assert main(["route", "-l", ladder, "hello"]) == 0
+    printed = capsys.readouterr().out
+    assert "◀ chosen" in printed
+    assert "uncalibrated" in printed
+    assert "low is worth" in printed
+
+
+def test_route_as_json(ladder, capsys):
+    assert main(["route", "--json", "-l", ladder, "hello"]) == 0
+    assert json.loads(capsys.readouterr().out)["steps"][0]["action"]["call"] == "low"
+
+
+def test_check_finds_nothing_wrong(ladder, capsys):
+    assert main(["check", ladder]) == 0
+    assert "nothing wrong found" in capsys.readouterr().out
+
+
+def test_check_tells_every_problem_with_its_line(tmp_path, capsys):
+    path = tmp_path / "bad.toml"
+    path.write_text(LADDER.replace('"scripted"', '"scriptd"', 1) + '\n[policy]\nname = "gredy"\n', "utf-8")
+    assert main(["check", str(path)]) == 2
+    told = capsys.readouterr().err
+    assert "line 3: stages[0].engine: no such part 'scriptd'; did you mean 'scripted'?" in told
+    assert "line 16: policy.name: no such part 'gredy'; did you mean 'greedy'?" in told
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (("cost = 1.0\n", ""), "cost"),
+        (('options = { reply = "from low" }', "options = { rply = 1 }"), "rply"),
+        (('[[stages]]\nname = "low"', '[ladder]\ncost_unit = "usd"\n[[stages]]\nname = "low"'), "policy.lambda"),
+    ],
+)
+def test_check_goes_as_far_as_building(tmp_path, capsys, change, told):
+    path = tmp_path / "bad.toml"
+    path.write_text(LADDER.replace(*change, 1), "utf-8")
+    assert main(["check", str(path)]) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_a_model_file_that_is_none(tmp_path, capsys):
+    (tmp_path / "m.gguf").write_bytes(b"nothing of the kind")
+    path = tmp_path / "ladder.toml"
+    path.write_text('[[stages]]\nname = "a"\nengine = "llama"\nmodel = "m.gguf"\ncost = 1.0\n', "utf-8")
+    assert main(["check", str(path)]) == 2
+    assert "line 4: stages[0].model" in capsys.readouterr().err
+    assert main(["ask", "-l", str(path), "hello"]) == 1
+    assert "is no GGUF file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["ask", "-l", "LADDER", "--lambda", "high", "x"], "--lambda: 'high' is not a finite number"),
+        (["ask", "-l", "LADDER", "--lambda", "nan", "x"], "--lambda: 'nan' is not"),
+        (["ask", "-l", "LADDER", "--max-cost", "-1", "x"], "--max-cost: '-1' is not"),
+        (["ask", "-l", "LADDER", " \n"], "PROMPT is empty"),
+        (["ask", "-l", "LADDER", "--max-stage", "hgh", "x"], "did you mean 'high'?"),
+        (["ask", "-l", "LADDER", "--max-cost", "0.1", "x"], "the cheapest, 'low', takes 1"),
+        (["ask", "-l", "absent.toml", "x"], "is neither a file nor a preset"),
+        (["ask", "-l", "LADDER", "--set", "policy.lamda=1", "x"], "did you mean 'lambda'?"),
+    ],
+)
+def test_usage_errors_exit_with_2_and_one_sentence(ladder, capsys, words, told):
+    assert main([ladder if word == "LADDER" else word for word in words]) == 2
+    printed = capsys.readouterr()
+    assert told in printed.err
+    assert "Traceback" not in printed.err
+    assert printed.out == ""
+
+
+def test_a_server_that_cannot_be_reached(tmp_path, capsys):
+    path = tmp_path / "ladder.toml"
+    path.write_text('[[stages]]\nname = "a"\nmodel = "m"\ncost = 1.0\nbase_url = "http://127.0.0.1:9/v1"\n', "utf-8")
+    assert main(["ask", "-l", str(path), "hello"]) == 1
+    assert "127.0.0.1" in capsys.readouterr().err
+
+
+def test_a_missing_extra_says_the_command(tmp_path, capsys, monkeypatch):
+    (tmp_path / "m.gguf").write_bytes(b"GGUF" + bytes(100))
+    path = tmp_path / "ladder.toml"
+    path.write_text('[[stages]]\nname = "a"\nengine = "llama"\nmodel = "m.gguf"\ncost = 1.0\n', "utf-8")
+    monkeypatch.setattr("stepladder.engines.llama.find_spec", lambda name: None)
+    assert main(["ask", "-l", str(path), "hello"]) == 1
+    assert "pip install 'stepladder[llama]'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", sorted(VERBS))
+def test_every_verb_explains_itself(verb, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main([verb, "--help"])
+    assert ended.value.code == 0
+    assert "usage: stepladder" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", [[], ["climb"], ["ask"]])
+def test_asked_wrongly(words, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert ended.value.code == 2
+
+
+def test_output_into_a_pipe_that_closes_early_is_no_disaster(ladder):
+    command = f"{sys.executable} -m stepladder route -l {ladder} hello | head -c 1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, check=False)
+    assert b"Traceback" not in done.stderr
+
+
+def test_importing_the_package_costs_the_standard_library_only():
+    script = "import sys, stepladder; print([m for m in sys.modules if m.split('.')[0] in sys.argv[1:]])"
+    heavy = ["numpy", "pydantic", "aiohttp", "starlette", "rich", "orjson", "xllamacpp", "sklearn"]
+    done = subprocess.run([sys.executable, "-c", script, *heavy], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
