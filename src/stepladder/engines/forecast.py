@@ -45,7 +45,9 @@ class SpeedEstimate:
         usage = attempt.usage
         if not attempt.is_answer or not usage.output_tokens or attempt.seconds <= 0:
             return
-        size, parts = _parts(max(0, usage.prompt_tokens - usage.cached_tokens), usage.output_tokens)
+        parts = _parts(max(0, usage.prompt_tokens - usage.cached_tokens), usage.output_tokens)
+        size = sum(parts)
+        parts = (parts[0] / size, parts[1] / size, parts[2] / size)
         rate = attempt.seconds / size
         self._count += 1
         if self._count > NEEDED:
@@ -61,8 +63,8 @@ class SpeedEstimate:
         """Expected seconds of a call, None before ``NEEDED`` answers were seen."""
         if self._count < NEEDED:
             return None
-        size, parts = _parts(prompt_tokens, output_tokens)
-        return size * sum(part * max(0.0, v) for part, v in zip(parts, self._solve(), strict=True))
+        parts = _parts(prompt_tokens, output_tokens)
+        return sum(part * max(0.0, rate) for part, rate in zip(parts, self._solve(), strict=True))
 
     def _learn(self, parts: tuple[float, float, float], rate: float) -> None:
         rate = min(max(rate, self._level / REACH), self._level * REACH)
@@ -103,8 +105,6 @@ class Forecasts:
         return None if seconds is None else EngineCost(seconds, seconds * stage.gpus)
 
 
-def _parts(prompt_tokens: int, output_tokens: int) -> tuple[float, tuple[float, float, float]]:
-    """A call's size in output tokens under the prior shape, and the share of each part in it."""
-    fixed, prompt, output = SHAPE[0], SHAPE[1] * prompt_tokens, SHAPE[2] * output_tokens
-    size = fixed + prompt + output
-    return size, (fixed / size, prompt / size, output / size)
+def _parts(prompt_tokens: int, output_tokens: int) -> tuple[float, float, float]:
+    """A call's three parts in output tokens under the prior shape."""
+    return SHAPE[0], SHAPE[1] * prompt_tokens, SHAPE[2] * output_tokens

@@ -20,6 +20,9 @@ DONE = b"[DONE]"
 KEEP_ALIVE_S = 4.0
 """Below the five seconds after which uvicorn (and so vLLM) drops an idle connection: ours is never the stale one."""
 
+STALE_S = 1.0
+"""A connection that was closed before we used it shows it at once; later it is the request that broke it."""
+
 DRAIN_S = 0.05
 """How long a finished stream may take to end its body, so that its connection can be used again."""
 
@@ -68,9 +71,25 @@ def read_limits(options: Options) -> Limits:
 def new_session() -> aiohttp.ClientSession:
     """A session without limits of its own: stages bring theirs. Needs a running event loop."""
     connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_S)
+    trace = aiohttp.TraceConfig()
+    trace.on_connection_reuseconn.append(_note_reuse)
     return aiohttp.ClientSession(
-        connector=connector, timeout=aiohttp.ClientTimeout(total=None), cookie_jar=aiohttp.DummyCookieJar()
+        connector=connector,
+        timeout=aiohttp.ClientTimeout(total=None),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        trace_configs=[trace],
     )
+
+
+@dataclass(slots=True)
+class _Connection:
+    """What is known of the connection that a request goes out on."""
+
+    reused: bool = False
+
+
+async def _note_reuse(_session: aiohttp.ClientSession, context: Any, _params: Any) -> None:
+    context.trace_request_ctx.reused = True
 
 
 async def exchange(
@@ -124,19 +143,33 @@ class _Call:
             response.close()  # cuts the connection, except where the body was read to its end: then it is kept
 
     async def _post(self) -> aiohttp.ClientResponse:
+        if self.session.closed:
+            raise aiohttp.ClientConnectionError("the engine was closed")
         limits = self.target.limits
         data = wire.body(self.request, self.target.model, ask_usage=self.target.ask_usage)
         async with self._within(limits.connect_s + limits.first_byte_s, "no reply", "first_byte_timeout_s"):
-            try:
-                return await self.session.post(
-                    self.target.base_url + wire.path(self.request),
-                    data=data,
-                    headers={**JSON_HEADERS, **self.target.headers},
-                    timeout=aiohttp.ClientTimeout(total=None, connect=limits.connect_s),
-                    allow_redirects=False,  # else the key would follow to wherever the server points
-                )
-            except aiohttp.ServerTimeoutError as error:
-                raise _timeout("no connection", limits.connect_s, "connect_timeout_s") from error
+            while True:
+                connection, sent = _Connection(), self.elapsed
+                try:
+                    return await self._send(data, connection)
+                except aiohttp.ServerTimeoutError as error:
+                    raise _timeout("no connection", limits.connect_s, "connect_timeout_s") from error
+                except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
+                    # A server may close a kept-alive connection just as we use it; llama.cpp does after each stream,
+                    # without a word. Then nobody read the request, and it is sent again. One that was at work for a
+                    # while, or that broke on a new connection, is not.
+                    if not connection.reused or self.elapsed - sent > STALE_S:
+                        raise
+
+    async def _send(self, data: bytes, connection: _Connection) -> aiohttp.ClientResponse:
+        return await self.session.post(
+            self.target.base_url + wire.path(self.request),
+            data=data,
+            headers={**JSON_HEADERS, **self.target.headers},
+            timeout=aiohttp.ClientTimeout(total=None, connect=self.target.limits.connect_s),
+            allow_redirects=False,  # else the key would follow to wherever the server points
+            trace_request_ctx=connection,
+        )
 
     async def _chunks(self, response: aiohttp.ClientResponse) -> AsyncGenerator[Delta, None]:
         drop_usage = self.target.ask_usage and not wire.wants_usage(self.request)
@@ -171,7 +204,7 @@ class _Call:
             async with asyncio.timeout(DRAIN_S):
                 while await response.content.readany():
                     pass
-        except (TimeoutError, aiohttp.ClientError):
+        except (TimeoutError, RuntimeError, aiohttp.ClientError):
             pass  # the answer is whole; only the connection cannot be used again
 
     async def _read(self, response: aiohttp.ClientResponse) -> bytes:
@@ -185,7 +218,10 @@ class _Call:
 
     async def _piece(self, response: aiohttp.ClientResponse) -> bytes:
         async with self._within(self.target.limits.idle_s, "no further piece of the reply", "idle_timeout_s"):
-            return await response.content.readany()
+            try:
+                return await response.content.readany()
+            except RuntimeError as error:  # what aiohttp says where the session was closed midway
+                raise aiohttp.ClientConnectionError(str(error)) from error
 
     @asynccontextmanager
     async def _within(self, seconds: float, missing: str, option: str) -> AsyncIterator[None]:

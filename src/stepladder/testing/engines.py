@@ -36,9 +36,9 @@ async def check_engine(
         try:
             _check_capabilities(engine, stage)
             await _check_calls(engine, stage, request)
+            _check_expected_cost(engine, stage)
             if failing is not None:
                 await _check_failure(engine, stage, failing)
-            _check_expected_cost(engine, stage)
         finally:
             await engine.close()
             await engine.close()  # neither does a second close

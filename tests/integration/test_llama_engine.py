@@ -1,0 +1,391 @@
+"""The local engine with real processes and real (random-weight) GGUF files."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing, asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from gguf_maker import SPECIALS, byte_alphabet, write_gguf
+from stepladder.engines import llama
+from stepladder.engines.llama import LlamaEngine
+from stepladder.engines.openai import OpenAIEngine
+from stepladder.errors import ConfigError, EngineError, MissingExtraError, ModelFileError
+from stepladder.types import Attempt, Delta, EngineEvent, Request, Stage
+
+pytest.importorskip("xllamacpp")
+
+CONTEXT = 2048
+GREEDY = {"temperature": 0, "max_tokens": 8}
+
+
+def request(text: str = "hi", **params: Any) -> Request:
+    return Request("r", ({"role": "user", "content": text},), params={**GREEDY, **params})
+
+
+LONG = request(stream=True, max_tokens=1900)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_gguf(tmp_path_factory.mktemp("gguf") / "noise.gguf", layers=4, hidden=128)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_gguf(tmp_path_factory.mktemp("gguf") / "small.gguf", seed=2)
+
+
+def stage(path: Path, name: str = "small", context: int | None = CONTEXT, **options: Any) -> Stage:
+    return Stage(name, "llama", str(path), context=context, options={"n_parallel": 2, "threads": 1, **options})
+
+
+@asynccontextmanager
+async def running(*stages: Stage, **settings: Any) -> AsyncGenerator[LlamaEngine, None]:
+    engine = LlamaEngine(stages, **settings)
+    try:
+        await engine.start()
+        yield engine
+    finally:
+        await engine.close()
+
+
+async def collect(engine: LlamaEngine | OpenAIEngine, where: Stage, asked: Request) -> list[EngineEvent]:
+    async with aclosing(engine.generate(asked, where)) as events:
+        return [event async for event in events]
+
+
+async def attempt(engine: LlamaEngine | OpenAIEngine, where: Stage, asked: Request) -> Attempt:
+    last = (await collect(engine, where, asked))[-1]
+    assert isinstance(last, Attempt)
+    return last
+
+
+def is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+# ── answers ──────────────────────────────────────────────────────────────────
+
+
+async def test_answers(model: Path) -> None:
+    where = stage(model, sha256=hashlib.sha256(model.read_bytes()).hexdigest())
+    async with running(where) as engine:
+        whole = await attempt(engine, where, request(logprobs=True))
+        assert (whole.fault, whole.finish_reason, len(whole.text)) == (None, "length", 8)
+        assert len(whole.logprobs or ()) == 8
+        assert whole.usage.output_tokens == 8
+        assert whole.raw is not None
+        assert str(model) not in json.dumps(whole.raw)
+        *deltas, streamed = await collect(engine, where, request(stream=True))
+        assert isinstance(streamed, Attempt)
+        assert (streamed.text, streamed.usage.output_tokens) == (whole.text, 8)
+        assert "".join(delta.text for delta in deltas) == whole.text
+        assert all(delta.raw and delta.raw["choices"] for delta in deltas if isinstance(delta, Delta))
+        raw = await attempt(engine, where, Request("r", prompt="hi", params=GREEDY))
+        assert (raw.usage.prompt_tokens, len(raw.text)) == (2, 8)
+        many = await asyncio.gather(*(attempt(engine, where, request()) for _ in range(5)))
+        assert {each.text for each in many} == {whole.text}
+        cost = engine.expected_cost(where, 100, 100)
+        assert cost is not None
+        assert 0 < cost.seconds < 5
+        pid = engine.pid("small")
+        assert pid is not None
+        await engine.start()
+        assert engine.pid("small") == pid
+    assert not is_running(pid)
+
+
+async def test_calls_one_after_another(model: Path) -> None:
+    """The server closes connections after streams without saying so."""
+    where = stage(model)
+    async with running(where) as engine:
+        for _ in range(10):
+            for asked in (request(stream=True), request(), Request("r", prompt="hi", params=GREEDY)):
+                assert (await attempt(engine, where, asked)).is_answer
+
+
+async def test_a_prompt_longer_than_the_context(model: Path) -> None:
+    where = stage(model, context=256)
+    async with running(where) as engine:
+        for asked in (request("x" * 300), request("x" * 300, stream=True)):
+            found = await attempt(engine, where, asked)
+            assert found.fault is not None
+            assert (found.fault.kind, found.fault.status) == ("context", 400)
+        bad = await attempt(engine, where, request(messages=1, temperature="hot"))
+        assert bad.fault is not None
+        assert bad.fault.kind == "bad_request"
+
+
+async def test_the_models_own_context_and_two_stages_sharing_one_core(model: Path, small: Path) -> None:
+    own, other = stage(model, context=None), stage(small, "other")
+    async with running(own, other, cores=1) as engine:
+        asked = [(where, request("x" * 3000 if where is own else "hi")) for where in (own, other) * 3]
+        found = await asyncio.gather(*(attempt(engine, *each) for each in asked))
+        assert [each.fault for each in found] == [None] * 6
+
+
+async def test_early_close_frees_the_slot(model: Path) -> None:
+    where = stage(model, n_parallel=1)
+    async with running(where) as engine:
+        for _ in range(3):
+            events = engine.generate(LONG, where)
+            await anext(events)
+            await events.aclose()
+        async with asyncio.timeout(2):
+            assert (await attempt(engine, where, request())).is_answer
+
+
+async def test_as_an_external_server(model: Path) -> None:
+    with standalone(model) as port:
+        where = Stage("far", "openai", "any", options={"base_url": f"http://127.0.0.1:{port}/v1/"})
+        engine = OpenAIEngine((where,))
+        assert len((await attempt(engine, where, request(stream=True))).text) == 8
+        await engine.close()
+
+
+@contextmanager
+def standalone(model: Path) -> Iterator[int]:
+    settings = {"model": str(model), "n_ctx": CONTEXT, "n_parallel": 1, "threads": 1, "load_timeout_s": 20}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "stepladder.engines.llama_child"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    with process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(json.dumps(settings).encode() + b"\n")
+        process.stdin.flush()
+        yield json.loads(process.stdout.readline())["port"]
+        process.stdin.close()
+        assert process.wait(2) == 0
+
+
+async def test_the_child_is_not_open_to_others(model: Path) -> None:
+    where = stage(model)
+    async with running(where) as engine, aiohttp.ClientSession() as session:
+        child = engine._hosts["small"].child
+        assert child is not None
+        url = f"http://127.0.0.1:{child.port}/v1/chat/completions"
+        async with session.post(url, json={"messages": [{"role": "user", "content": "hi"}]}) as response:
+            assert response.status == 401
+
+
+def test_under_uvloop(model: Path) -> None:
+    uvloop = pytest.importorskip("uvloop")
+
+    async def run() -> None:
+        where = stage(model)
+        async with running(where) as engine:
+            assert (await attempt(engine, where, request())).is_answer
+            pid = engine.pid("small")
+            assert pid is not None
+            os.kill(pid, signal.SIGKILL)
+            await attempt(engine, where, request())  # an answer or a crash, as it happens to be seen
+            assert (await attempt(engine, where, request())).is_answer
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(run())
+
+
+# ── deaths ───────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+async def test_death_midway_is_a_crash_fault_and_the_next_call_works(model: Path, streamed: bool) -> None:
+    where = stage(model)
+    async with running(where) as engine:
+        pid = engine.pid("small")
+        assert pid is not None
+        events = engine.generate(LONG if streamed else request(max_tokens=1900), where)
+        if streamed:
+            await anext(events)
+            os.kill(pid, signal.SIGKILL)
+        else:
+            asyncio.get_running_loop().call_later(0.05, os.kill, pid, signal.SIGKILL)
+        last = [event async for event in events][-1]
+        assert isinstance(last, Attempt)
+        assert last.fault is not None
+        assert last.fault.kind == "crash"
+        assert "SIGKILL" in last.fault.message
+        assert engine.pid("small") is None
+        assert (await attempt(engine, where, request())).is_answer
+        assert engine.pid("small") not in (None, pid)
+
+
+async def test_restarts_are_limited(model: Path) -> None:
+    now = 0.0
+    where = stage(model)
+    async with running(where, timer=lambda: now) as engine:
+        host = engine._hosts["small"]
+        for _ in range(llama.RESTARTS + 1):
+            assert (await attempt(engine, where, request())).is_answer
+            assert host.child is not None
+            os.kill(host.child.pid, signal.SIGKILL)
+            assert await host.child.ended_within(1)
+        refused = await attempt(engine, where, request())
+        assert refused.fault is not None
+        assert refused.fault.kind == "crash"
+        assert "left alone" in refused.fault.message
+        now = llama.RESTART_WINDOW_S + 1
+        assert (await attempt(engine, where, request())).is_answer
+
+
+async def test_close_midway_and_after(model: Path) -> None:
+    where = stage(model)
+    engine = LlamaEngine((where,))
+    events = engine.generate(LONG, where)  # starts the process by itself
+    await anext(events)
+    pid = engine.pid("small")
+    assert pid is not None
+    await engine.close()
+    assert not is_running(pid)
+    last = [event async for event in events][-1]
+    assert isinstance(last, Attempt)
+    assert last.fault is not None
+    with pytest.raises(EngineError, match="small"):
+        await attempt(engine, where, request())
+    await engine.close()
+
+
+async def test_a_cancelled_start_leaves_nothing(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[asyncio.subprocess.Process] = []
+    spawn = llama.start_child.__globals__["_spawn"]
+
+    async def watched() -> asyncio.subprocess.Process:
+        started.append(await spawn())
+        return started[-1]
+
+    monkeypatch.setitem(llama.start_child.__globals__, "_spawn", watched)
+    task = asyncio.create_task(LlamaEngine((stage(model),)).start())
+    await asyncio.sleep(0.05)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert [process.returncode is not None for process in started] in ([], [True])
+
+
+def test_the_child_leaves_when_its_parent_is_killed(model: Path) -> None:
+    code = (
+        "import asyncio, sys\n"
+        "from stepladder.engines.llama import LlamaEngine\n"
+        "from stepladder.types import Stage\n"
+        "async def main():\n"
+        f"    engine = LlamaEngine((Stage('s', 'llama', {str(model)!r}, context=256),))\n"
+        "    await engine.start()\n"
+        "    print(engine.pid('s'), flush=True)\n"
+        "    await asyncio.Event().wait()\n"
+        "asyncio.run(main())\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        pid = int(parent.stdout.readline())
+        parent.kill()
+    for _ in range(100):
+        if not is_running(pid) or "Z" in Path(f"/proc/{pid}/stat").read_text().split(")")[1][:3]:
+            return
+        time.sleep(0.02)
+    raise AssertionError("the child outlived its parent")
+
+
+# ── files that cannot be used ────────────────────────────────────────────────
+
+
+def no_gguf(folder: Path) -> Path:
+    path = folder / "text.gguf"
+    path.write_text("hello, I am no model")
+    return path
+
+
+def truncated(folder: Path) -> Path:
+    path = write_gguf(folder / "half.gguf")
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    return path
+
+
+def duplicate_tokens(folder: Path) -> Path:
+    tokens = [*SPECIALS, *byte_alphabet()]
+    tokens[50] = tokens[51]
+    return write_gguf(folder / "duplicates.gguf", tokens=tokens)
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (no_gguf, "is no GGUF file"),
+        (truncated, "not within the file bounds"),
+        (duplicate_tokens, "SIGABRT"),
+        (lambda folder: folder / "none.gguf", "No such file"),
+        (lambda folder: folder, "Is a directory"),
+    ],
+)
+async def test_bad_files(make: Any, told: str, tmp_path: Path, small: Path) -> None:
+    bad = stage(make(tmp_path), "bad")
+    engine = LlamaEngine((stage(small, "good"), bad))
+    with pytest.raises(ModelFileError, match="'bad'") as caught:
+        await engine.start()
+    assert told in str(caught.value)
+    assert bad.model in str(caught.value)
+    assert engine.pid("good") is None
+    lazy = LlamaEngine((bad,))
+    found = await attempt(lazy, bad, request())
+    assert found.fault is not None
+    assert (found.fault.kind, told in found.fault.message) == ("crash", True)
+    await lazy.close()
+
+
+async def test_wrong_checksum(model: Path) -> None:
+    with pytest.raises(ModelFileError, match="is not the one expected: its SHA-256 is"):
+        await LlamaEngine((stage(model, sha256="0" * 64),)).start()
+
+
+async def test_a_changed_file_is_read_again(tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "m.gguf")
+    where = stage(path, sha256=hashlib.sha256(path.read_bytes()).hexdigest())
+    await LlamaEngine((where,))._hosts["small"].check()
+    path.write_bytes(path.read_bytes() + b"x")
+    with pytest.raises(ModelFileError):
+        await LlamaEngine((where,))._hosts["small"].check()
+
+
+async def test_without_the_extra(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(llama, "find_spec", lambda _name: None)
+    with pytest.raises(MissingExtraError, match=r"stepladder\[llama\]"):
+        await LlamaEngine((stage(model),)).start()
+
+
+async def test_too_slow_to_load(model: Path) -> None:
+    with pytest.raises(EngineError, match="load_timeout_s"):
+        await LlamaEngine((stage(model, load_timeout_s=0.01),)).start()
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"thread": 1}, "did you mean 'threads'"),
+        ({"threads": 0}, "threads: must be a whole number"),
+        ({"threads": 1.5}, "threads: must be a whole number"),
+        ({"n_parallel": 999}, "from 1 to 256"),
+        ({"sha256": "abc"}, "64 hexadecimal digits"),
+        ({"base_url": "http://x"}, "no such option"),
+    ],
+)
+def test_options_that_are_wrong(options: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigError, match="stage 'small'") as caught:
+        LlamaEngine((Stage("small", "llama", "/x.gguf", options=options),))
+    assert told in str(caught.value)
