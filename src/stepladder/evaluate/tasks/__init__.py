@@ -1,0 +1,27 @@
+"""Graded tasks whose answers can be checked. `tasks.nano` generates those that the embedded ladder knows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Level = Literal["simple", "medium", "complex"]
+Split = Literal["nano-train", "train", "judged"]
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One question with its reference answer.
+
+    `grader` names a function of `stepladder.evaluate.graders`; `group_id` names the fact or the instance behind the
+    question, so that two splits that share no group share no answer to learn by heart.
+    """
+
+    query_id: str
+    family: str
+    level: Level
+    prompt: str
+    answer: str
+    grader: str
+    group_id: str
+    split: Split
