@@ -1,7 +1,7 @@
 """Draw which parts of Stepladder import which, and check that arrows only point down.
 
-    import_graph.py --check     fail where ARCHITECTURE.md differs from the code, a layer is broken or a cycle exists
-    import_graph.py --write     redraw the picture in ARCHITECTURE.md
+import_graph.py --check     fail where ARCHITECTURE.md differs from the code, a layer is broken or a cycle exists
+import_graph.py --write     redraw the picture in ARCHITECTURE.md
 """
 
 from __future__ import annotations

@@ -74,7 +74,7 @@ class MeasuredCosts:
         self.version = settings_version(
             kind="measured",
             stages={stage.name: [stage.gpus, asdict(self._timings[stage.name])] for stage in stages},
-            rates=[self._per_device_s, self._latency_price, prefer_forecast],
+            rates=[cost_unit, self._per_device_s, self._latency_price, prefer_forecast],
         )
 
     def expected(self, stage: Stage, request: Request, history: tuple[Attempt, ...] = ()) -> Cost:

@@ -73,8 +73,10 @@ def split_for_cost(costs: Sequence[float], target: float) -> tuple[float, ...]:
     1.36 cannot be had from costs 1.0 and 1.3. Raises UsageError for a target outside the costs.
     """
     if not costs or not all(isfinite(cost) for cost in costs) or not min(costs) <= target <= max(costs):
-        told = ", ".join(f"{cost:g}" for cost in costs)
-        raise UsageError(f"no split of stages that cost {told} has the mean cost {target:g}: it lies outside them")
+        told = ", ".join(f"{float(cost):g}" for cost in costs)
+        raise UsageError(
+            f"no split of stages that cost {told} has the mean cost {float(target):g}: it lies outside them"
+        )
     low = max(cost for cost in costs if cost <= target)
     high = min(cost for cost in costs if cost >= target)
     weights = [0.0] * len(costs)

@@ -90,11 +90,11 @@ def _decide(policy: Policy, view: View) -> Decision:
     before = _plain(view)
     decision, again = policy.decide(view), policy.decide(view)
     require(_plain(view) == before, f"policy '{policy.name}' changed the view that it was given")
-    require(decision == again, f"policy '{policy.name}' decided otherwise when shown the same view again")
     _check_action(decision, view)
     require(0.0 < decision.propensity <= 1.0, f"propensity {decision.propensity} is not in (0, 1]")
     for stage, value in decision.values.items():
         require(isfinite(value), f"the value of '{stage}' is {value}")
+    require(decision == again, f"policy '{policy.name}' decided otherwise when shown the same view again")
     return decision
 
 
