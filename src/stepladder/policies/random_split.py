@@ -79,10 +79,10 @@ def split_for_cost(costs: Sequence[float], target: float) -> tuple[float, ...]:
         )
     low = max(cost for cost in costs if cost <= target)
     high = min(cost for cost in costs if cost >= target)
-    weights = [0.0] * len(costs)
-    share = 1.0 if high == low else (high - target) / (high - low)
+    weights: list[float] = [0] * len(costs)  # whole numbers, so that fractions stay exact
+    share = 1 if high == low else (high - target) / (high - low)
     weights[costs.index(low)] += share
-    weights[costs.index(high)] += 1.0 - share
+    weights[costs.index(high)] += 1 - share
     return tuple(weights)
 
 

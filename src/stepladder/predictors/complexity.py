@@ -56,7 +56,7 @@ _MEDIUM = re.compile(
     r"|how (?:do|does|did|can|could|should|would|to|is|are)|pros and cons|step by step)\b"
     r"|説明|なぜ|比較|要約|翻訳|仕組み|違い"
 )
-_STRUCTURE = re.compile(r"```|\bdef |\bclass |#include|\\frac|\\int|∑|∫|^\s*(?:[-*]|\d+[.)]) ", re.MULTILINE)
+_STRUCTURE = re.compile(r"```|\bdef |\bclass |#include|\\frac|\\int|∑|∫|^[ \t]*(?:[-*]|\d+[.)]) ", re.MULTILINE)
 _LONG_WORDS, _VERY_LONG_WORDS = 40, 150
 _WIDE_CHARS, _VERY_WIDE_CHARS = 300, 1000
 

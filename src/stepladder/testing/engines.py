@@ -28,7 +28,7 @@ async def check_engine(
     """Raise AssertionError, with a sentence, where the engine breaks its contract; leaves the engine closed.
 
     ``request`` is one that the stage can answer. ``failing``, where given, is one that its model or server refuses.
-    The request is asked about seven times, half of them as a stream where the stage declares ``stream``.
+    The request is asked about a dozen times, half of them as a stream where the stage declares ``stream``.
     """
     async with asyncio.timeout(timeout_s):
         await engine.start()
