@@ -166,7 +166,7 @@ class Router:
             stages=self._allowed(request),
             lam=parts.lam if dials.lam is None else dials.lam,
             mode=mode,
-            policy=parts.policies[mode],
+            policy=self._policy(mode),
             created_at=parts.clock(),
             started=parts.timer(),
         )
@@ -248,6 +248,13 @@ class Router:
         if not allowed:
             raise _no_stage(request, within, reasons)
         return allowed
+
+    def _policy(self, mode: Mode) -> Policy:
+        try:
+            return self.parts.policies[mode]
+        except KeyError:
+            offered = ", ".join(self.parts.policies)
+            raise RequestError(f"mode '{mode}' is not offered by this ladder; valid: {offered}", param="mode") from None
 
     def _bound(self, name: str | None, param: str, *, default: int) -> int:
         if name is None:

@@ -263,6 +263,21 @@ async def test_close_midway_and_after(model: Path) -> None:
     await engine.close()
 
 
+async def test_calls_that_wait_while_the_engine_closes_start_nothing(model: Path) -> None:
+    where = stage(model, n_parallel=1)
+    engine = LlamaEngine((where,))
+    events = engine.generate(LONG, where)
+    await anext(events)
+    waiting = asyncio.create_task(attempt(engine, where, request()))
+    await asyncio.sleep(0)
+    await engine.close()
+    await events.aclose()
+    refused = await waiting
+    assert refused.fault is not None
+    assert "was closed" in refused.fault.message
+    assert engine.pid("small") is None
+
+
 async def test_a_cancelled_start_leaves_nothing(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[asyncio.subprocess.Process] = []
     spawn = llama.start_child.__globals__["_spawn"]
@@ -366,6 +381,15 @@ async def test_a_changed_file_is_read_again(tmp_path: Path) -> None:
 async def test_without_the_extra(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(llama, "find_spec", lambda _name: None)
     with pytest.raises(MissingExtraError, match=r"stepladder\[llama\]"):
+        await LlamaEngine((stage(model),)).start()
+
+
+async def test_an_extra_that_is_installed_but_broken(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "xllamacpp.py").write_text("raise ImportError('GLIBC_9.9 not found')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(EngineError, match=r"installed but cannot be used: GLIBC_9\.9 not found"):
         await LlamaEngine((stage(model),)).start()
 
 

@@ -28,7 +28,7 @@ DOWN = Fault("server", "down", 500)
 def make_router(script=None, *, lam: float = 5.0, mode="route", policies=None, **more) -> Router:
     ladder = make_ladder(*QUALITY, **more)
     engine = ScriptedEngine(ladder.stages, script)
-    ticks = iter(range(10_000_000))
+    ticks, ids = iter(range(10_000_000)), iter(range(10_000_000))
     return Router(
         Parts(
             ladder=ladder,
@@ -47,7 +47,7 @@ def make_router(script=None, *, lam: float = 5.0, mode="route", policies=None, *
             mode=mode,
             clock=lambda: 1000.0,
             timer=lambda: float(next(ticks)),
-            new_id=lambda ids=iter(range(10_000_000)): f"dec-{next(ids)}",
+            new_id=lambda: f"dec-{next(ids)}",
         )
     )
 
@@ -174,6 +174,13 @@ async def test_bounds_of_the_request_hold(dials, stage):
 async def test_bounds_that_cannot_hold(dials, said):
     with pytest.raises(RequestError, match=said):
         await make_router().answer(with_dials(**dials))
+
+
+async def test_a_mode_that_the_ladder_does_not_offer():
+    router = make_router()
+    del router.parts.policies["cascade"]
+    with pytest.raises(RequestError, match="mode 'cascade' is not offered by this ladder; valid: route, fixed"):
+        await router.answer(with_dials(mode="cascade"))
 
 
 async def test_a_stage_that_cannot_is_not_asked():

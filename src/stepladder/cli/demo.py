@@ -86,7 +86,7 @@ async def _demo(args: argparse.Namespace) -> None:
 
         await _show(ask, console())
         if not args.once:
-            sys.stderr.write(f"\n{greeting(settings, int(url.rpartition(':')[2]))}\nCtrl-C ends it.\n")
+            sys.stderr.write(f"\n{greeting(settings, url)}\nCtrl-C ends it.\n")
             await asyncio.Event().wait()
 
 

@@ -8,6 +8,7 @@ import sys
 from stepladder.build import build
 from stepladder.cli import options
 from stepladder.config import Settings
+from stepladder.errors import UsageError
 from stepladder.gateway.app import GatewaySettings, create_app
 from stepladder.gateway.server import serve
 
@@ -25,9 +26,17 @@ def run(args: argparse.Namespace) -> int:
     settings = options.read_settings(args)
     router = build(settings)
     app = create_app(router, gateway_settings(settings), manage_router=True)
-    sys.stderr.write(greeting(settings, settings.gateway.port) + "\n")
-    serve(app, settings.gateway.host, settings.gateway.port)
+    try:
+        serve(app, settings.gateway.host, settings.gateway.port, ready=lambda url: _greet(settings, url))
+    except OSError as error:
+        place = f"{settings.gateway.host}:{settings.gateway.port}"
+        raise UsageError(f"gateway.host and port: {place} cannot be bound: {error.strerror or error}") from error
     return 0
+
+
+def _greet(settings: Settings, url: str) -> None:
+    sys.stderr.write(greeting(settings, url) + "\n")
+    sys.stderr.flush()
 
 
 def gateway_settings(settings: Settings) -> GatewaySettings:
@@ -35,11 +44,9 @@ def gateway_settings(settings: Settings) -> GatewaySettings:
     return GatewaySettings(model_name=settings.gateway.model_name, max_body_bytes=settings.gateway.max_body_bytes)
 
 
-def greeting(settings: Settings, port: int) -> str:
-    """How to call the server, as a line to paste."""
-    url = f"http://{settings.gateway.host}:{port}/v1"
+def greeting(settings: Settings, url: str) -> str:
+    """How to call the server that listens at ``url``, as a line to paste."""
     body = f'{{"model": "{settings.gateway.model_name}", "messages": [{{"role": "user", "content": "What is 2+2?"}}]}}'
     names = " < ".join(stage.name for stage in settings.stages)
-    return (
-        f"serving {names} at {url}\n\n  curl {url}/chat/completions -H 'content-type: application/json' -d '{body}'\n"
-    )
+    call = f"  curl {url}/v1/chat/completions -H 'content-type: application/json' -d '{body}'"
+    return f"serving {names} at {url}/v1\n\n{call}\n"

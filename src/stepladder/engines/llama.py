@@ -89,6 +89,8 @@ class LlamaEngine:
         Raises MissingExtraError, or ModelFileError or EngineError with the stage's name; then nothing is left running.
         """
         self._closed = False
+        for host in self._hosts.values():
+            host.is_open = True
         gate = asyncio.Semaphore(LOADS_AT_ONCE)
 
         async def load(host: _Host) -> None:
@@ -149,6 +151,7 @@ class _Host:
     def __init__(self, settings: Settings, timer: Callable[[], float]) -> None:
         self.settings = settings
         self.child: Child | None = None
+        self.is_open = True
         self._timer = timer
         self._starting = asyncio.Lock()
         self._places = asyncio.Semaphore(settings.places)
@@ -173,6 +176,8 @@ class _Host:
     async def ready(self) -> Child:
         """The running child, started if need be. Raises as ``start_child`` does, or EngineError at the limit."""
         async with self._starting:
+            if not self.is_open:
+                raise EngineError(f"stage '{self.settings.model.stage}': the engine was closed")
             if self.child is not None and self.child.is_alive:
                 return self.child
             self._count_start()
@@ -195,7 +200,8 @@ class _Host:
         return replace(attempt, fault=Fault("crash", message))
 
     async def close(self) -> None:
-        """End the child; also one that is just being started."""
+        """End the child; also one that is just being started. Calls that still wait for it start none."""
+        self.is_open = False
         async with self._starting:
             child, self.child = self.child, None
             self._starts.clear()

@@ -1,7 +1,7 @@
 """The process that holds one GGUF model: ``python -m stepladder.engines.llama_child``.
 
 It reads one JSON line of settings on stdin, loads the model, and answers with one JSON line on stdout: ``{"port": …}``
-once the server answers, or ``{"error": …, "kind": "extra" | "load"}``. Then it serves OpenAI's HTTP API on the
+once the server answers, or ``{"error": …, "kind": "import" | "load"}``. Then it serves OpenAI's HTTP API on the
 loopback address until stdin closes or its parent is gone. llama.cpp may abort the process that it lives in; here it
 takes nothing else with it.
 
@@ -38,7 +38,7 @@ def main() -> int:
         server = _serve(settings)
         port = _wait_until_healthy(server.listening_address, float(settings["load_timeout_s"]))
     except ImportError as error:
-        return _say(1, error=str(error), kind="extra")
+        return _say(1, error=str(error), kind="import")
     except (RuntimeError, ValueError, OSError) as error:
         return _say(1, error=str(error), kind="load")
     _say(0, port=port)

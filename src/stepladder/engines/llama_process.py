@@ -9,15 +9,15 @@ import os
 import secrets
 import signal
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import stepladder
-from stepladder.errors import EngineError, MissingExtraError, ModelFileError
+from stepladder.errors import EngineError, ModelFileError
 
-MODULE = "stepladder.engines.llama_child"
+PROGRAM = Path(__file__).with_name("llama_child.py")
+"""Run by its path, and with -P, so that it starts fast, wherever we are installed, and imports nothing of ours."""
+
 LEAVE_S = 1.0
 """How long a child may take to leave after its stdin closed, and again after SIGTERM, before it is killed."""
 
@@ -59,7 +59,8 @@ class Child:
     async def ended_within(self, seconds: float) -> bool:
         """True if it has ended, or ends within this time: a broken connection is seen before the death behind it."""
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._process.wait(), seconds)
+            async with asyncio.timeout(seconds):
+                await self._process.wait()
         return not self.is_alive
 
     async def tell(self, line: bytes) -> None:
@@ -103,7 +104,7 @@ class Child:
 
 
 async def start_child(model: Model) -> Child:
-    """A child that has loaded its model and answers. Raises MissingExtraError, ModelFileError or EngineError."""
+    """A child that has loaded its model and answers. Raises ModelFileError or EngineError."""
     key = secrets.token_hex(16)
     child = Child(await _spawn(), key)
     try:
@@ -126,21 +127,14 @@ async def _spawn() -> asyncio.subprocess.Process:
     pipe = asyncio.subprocess.PIPE
     return await asyncio.create_subprocess_exec(
         sys.executable,
-        "-m",
-        MODULE,
+        "-P",
+        str(PROGRAM),
         stdin=pipe,
         stdout=pipe,
         stderr=pipe,
-        env=_environment(),
+        env={**os.environ, "GGML_NO_BACKTRACE": "1"},  # else an abort attaches a debugger where there is one
         start_new_session=True,  # Ctrl-C in a terminal is for the parent, which then ends its children in order
     )
-
-
-def _environment() -> Mapping[str, str]:
-    """Ours, able to import this very package, and without the debugger that an abort would attach."""
-    home = str(Path(stepladder.__file__).parents[1])
-    search = os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH")]))
-    return {**os.environ, "PYTHONPATH": search, "GGML_NO_BACKTRACE": "1"}
 
 
 async def _hand_over(child: Child, model: Model) -> None:
@@ -162,8 +156,9 @@ async def _port(line: bytes, child: Child, model: Model) -> int:
         said = json.loads(line)
         if "port" in said:
             return int(said["port"])
-        if said["kind"] == "extra":
-            raise MissingExtraError(f"stage '{model.stage}' (engine 'llama')", "llama")
+        if said["kind"] == "import":
+            await child.end()
+            raise EngineError(f"stage '{model.stage}': xllamacpp is installed but cannot be used: {said['error']}")
         await child.end()
         raise ModelFileError(
             f"stage '{model.stage}': the model file {model.path} cannot be loaded: {said['error']} "

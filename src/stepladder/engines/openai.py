@@ -70,7 +70,8 @@ class OpenAIEngine:
         place = self._places.get(stage.name)
         if place is not None:
             try:
-                await asyncio.wait_for(place.acquire(), self._targets[stage.name].limits.total_s)
+                async with asyncio.timeout(self._targets[stage.name].limits.total_s):
+                    await place.acquire()
             except TimeoutError:
                 yield Attempt(stage.name, fault=Fault("timeout", "no free place within total_timeout_s"))
                 return

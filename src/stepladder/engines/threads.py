@@ -85,4 +85,7 @@ class ThreadBudget:
 
 def available_cores() -> int:
     """Cores that this process may run on."""
-    return len(os.sched_getaffinity(0))
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not every POSIX system has it
+        return os.cpu_count() or 1

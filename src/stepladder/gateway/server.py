@@ -10,7 +10,7 @@ import asyncio
 import signal
 import socket
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import asynccontextmanager, contextmanager, nullcontext
 from typing import TYPE_CHECKING
@@ -22,13 +22,19 @@ if TYPE_CHECKING:
 _POLL_S = 0.005
 
 
-def serve(app: Starlette, host: str = "127.0.0.1", port: int = 8080, *, grace_s: int = 10) -> None:
+Ready = Callable[[str], None]
+"""Told the base URL once the application has started and the port is bound."""
+
+
+def serve(
+    app: Starlette, host: str = "127.0.0.1", port: int = 8080, *, grace_s: int = 10, ready: Ready | None = None
+) -> None:
     """Serve until SIGINT or SIGTERM; requests under way then get ``grace_s`` seconds to end, a second SIGINT none.
 
     Raises OSError where the address cannot be had, and what the router raises where it cannot start.
     """
     with _listening(host, port) as listener:
-        _in_own_loop(app, _server(app, grace_s), listener)
+        _in_own_loop(app, _server(app, grace_s), listener, ready)
 
 
 @asynccontextmanager
@@ -84,16 +90,26 @@ def _server(app: Starlette, grace_s: int) -> uvicorn.Server:
     return server
 
 
-def _in_own_loop(app: Starlette, server: uvicorn.Server, listener: socket.socket) -> None:
+def _in_own_loop(app: Starlette, server: uvicorn.Server, listener: socket.socket, ready: Ready | None = None) -> None:
     with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
-        runner.run(_run(app, server, listener, signals=threading.current_thread() is threading.main_thread()))
+        in_main = threading.current_thread() is threading.main_thread()
+        runner.run(_run(app, server, listener, signals=in_main, ready=ready))
 
 
-async def _run(app: Starlette, server: uvicorn.Server, listener: socket.socket, *, signals: bool = False) -> None:
+async def _run(
+    app: Starlette,
+    server: uvicorn.Server,
+    listener: socket.socket,
+    *,
+    signals: bool = False,
+    ready: Ready | None = None,
+) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM) if signals else ():
         loop.add_signal_handler(number, server.handle_exit, number, None)
     async with app.router.lifespan_context(app):
+        if ready is not None:
+            ready(_url(listener))
         await server.serve(sockets=[listener])
 
 
