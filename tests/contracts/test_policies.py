@@ -2,18 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
 
 from stepladder.contracts import Policy
+from stepladder.errors import AnswerError
 from stepladder.policies.fixed import FixedPolicy
 from stepladder.policies.greedy import GreedyPolicy
 from stepladder.policies.random_split import RandomSplitPolicy
 from stepladder.policies.single import SinglePolicy
-from stepladder.testing import check_policy, make_attempt, make_view
-from stepladder.types import Call, Decision, Fail, Fault, Stop, View
+from stepladder.router import Parts, Router
+from stepladder.testing import (
+    FakeCosts,
+    FakeFeaturizer,
+    FakePredictor,
+    MemoryTraceStore,
+    check_policy,
+    make_attempt,
+    make_fault,
+    make_ladder,
+    make_request,
+    make_view,
+)
+from stepladder.types import (
+    Attempt,
+    Call,
+    Capability,
+    Decision,
+    Delta,
+    EngineEvent,
+    Fail,
+    Fault,
+    Request,
+    Stage,
+    Stop,
+    View,
+)
 
 STAGES = ("small", "medium", "large")
 BUILT_IN: dict[str, Policy] = {
@@ -31,6 +58,62 @@ BUILT_IN: dict[str, Policy] = {
 def test_built_in_policies(name: str) -> None:
     view = make_view(dict.fromkeys(STAGES, 0.5), [1.0, 1.0, 1.0], attempts=[make_attempt("small", fault="auth")])
     check_policy(BUILT_IN[name], STAGES, [view])
+
+
+class Echo:
+    """An engine whose stages answer with their own names, but for those that fail."""
+
+    def __init__(self, failing: frozenset[str]) -> None:
+        self.failing = failing
+
+    def capabilities(self, stage: Stage) -> frozenset[Capability]:
+        return frozenset({"stream"})
+
+    async def generate(
+        self, request: Request, stage: Stage, draft: Attempt | None = None
+    ) -> AsyncGenerator[EngineEvent, None]:
+        if stage.name in self.failing:
+            yield make_attempt(stage.name, fault="server")
+            return
+        yield Delta(stage.name)
+        yield replace(make_attempt(stage.name, stage.name), first_token_s=0.0)
+
+    def expected_cost(self, stage: Stage, prompt_tokens: int, output_tokens: int, draft: Attempt | None = None) -> None:
+        return None
+
+    async def start(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+
+@pytest.mark.parametrize("failing", [(), ("small",), ("medium", "large"), STAGES])
+@pytest.mark.parametrize("name", BUILT_IN)
+async def test_built_in_policies_in_the_loop(name: str, failing: tuple[str, ...]) -> None:
+    """What was streamed is the answer, whole and once; what was asked is billed; a failure of all is an error."""
+    engine, store = Echo(frozenset(failing)), MemoryTraceStore()
+    parts = Parts(
+        ladder=make_ladder(*STAGES),
+        engines=dict.fromkeys(STAGES, engine),
+        featurizer=FakeFeaturizer(),
+        predictor=FakePredictor({"small": 0.5, "medium": 0.8, "large": 0.9}),
+        costs=FakeCosts({"small": 1.0, "medium": 2.0, "large": 4.0}),
+        policies={"route": BUILT_IN[name]},
+        store=store,
+        lam=5.0,
+    )
+    events: list[object] = []
+    with suppress(AnswerError):
+        async for event in Router(parts).stream(make_request()):
+            events.append(event)  # noqa: PERF401 - what came before an error counts too
+    (trace,) = store.read()
+    answered = [attempt for attempt in trace.attempts if attempt.is_answer]
+    assert trace.cost == sum(FakeCosts({"small": 1.0, "medium": 2.0, "large": 4.0}).table[a.stage] for a in answered)
+    streamed = "".join(event.text for event in events if isinstance(event, Delta))
+    if trace.answer_index is None:
+        assert streamed == ""
+        assert trace.fault == make_fault("server")
+    else:
+        assert streamed in ("", trace.attempts[trace.answer_index].text)
 
 
 GREEDY = GreedyPolicy()

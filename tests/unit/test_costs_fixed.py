@@ -82,6 +82,7 @@ def test_fixed_lists_every_stage_without_a_cost() -> None:
         ({"vector": [1.0, 2.0]}, "for 2 stages, not 3"),
         ({"vector": [1.0, 2.0, -1.0]}, "cost of 'large'"),
         ({"vector": [1.0, 2.0, "x"]}, "cost of 'large'"),
+        ({"vector": 5}, "a name or a list"),
         ({"latency_price": -1}, "latency_price"),
         ({"latency_price": float("nan")}, "latency_price"),
         ({"vectr": "paper"}, "no option 'vectr'; did you mean 'vector'"),

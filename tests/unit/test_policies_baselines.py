@@ -144,6 +144,11 @@ def test_split_at_the_ends_and_on_a_stage() -> None:
         ({"stages": ["a", "b"], "weights": [1, -1]}, "from 0 up"),
         ({"stages": ["a"], "weights": [1], "target_cost": 1.0}, "not both"),
         ({"stages": ["a"], "target_cost": 1.0}, "needs 'costs'"),
+        ({"stages": "ab"}, "needs 'stages'"),
+        ({"stages": ["a"], "weights": ["x"]}, "from 0 up"),
+        ({"stages": ["a"], "weights": 1}, "needs 'weights'"),
+        ({"stages": ["a"], "target_cost": "1", "costs": [1]}, "finite numbers"),
+        ({"stages": ["a"], "target_cost": 1, "costs": [float("nan")]}, "finite numbers"),
         ({"stages": ["a"], "wieghts": [1]}, "did you mean 'weights'"),
     ],
 )

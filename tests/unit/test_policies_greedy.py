@@ -116,3 +116,5 @@ def test_a_cascade_survives_a_fault_on_the_way_up() -> None:
 def test_unknown_options_are_named() -> None:
     with pytest.raises(UsageError, match=r"no option 'cascad'; did you mean 'cascade'\?"):
         GreedyPolicy(cascad=True)
+    with pytest.raises(UsageError, match="true or false"):
+        GreedyPolicy(cascade="yes")  # type: ignore[arg-type]

@@ -66,6 +66,8 @@ def _costs(stages: tuple[Stage, ...], vector: str | Sequence[float] | None) -> d
         return stage_prices(stages, "cost", "fixed")
     if isinstance(vector, str) and vector not in VECTORS:
         raise UsageError(f"cost model 'fixed' has no vector '{vector}'; {nearest(vector, tuple(VECTORS))}")
+    if not isinstance(vector, Sequence):
+        raise UsageError(f"cost model 'fixed': 'vector' should be a name or a list of numbers, not {vector!r}")
     numbers = VECTORS[vector] if isinstance(vector, str) else tuple(vector)
     if len(numbers) != len(stages):
         raise UsageError(f"cost model 'fixed': vector {list(numbers)} is for {len(numbers)} stages, not {len(stages)}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from stepladder.errors import refuse_unknown
+from stepladder.errors import UsageError, refuse_unknown
 from stepladder.policies.candidates import answers, best_answer, give_up, untried
 from stepladder.types import Attempt, Call, Decision, Stop, View
 
@@ -19,13 +19,15 @@ class GreedyPolicy:
     A call of a cascade is final only where nothing is in hand and nothing else could be called: only then is it
     certain to be kept. Either way a stage that failed is left out, and the best of the rest is called.
 
-    Raises UsageError for options that it does not have.
+    Raises UsageError for options that it does not have or cannot take.
     """
 
     name = "greedy"
 
     def __init__(self, *, cascade: bool = False, **unknown: object) -> None:
         refuse_unknown("policy 'greedy'", unknown, ("cascade",))
+        if not isinstance(cascade, bool):
+            raise UsageError(f"policy 'greedy': 'cascade' should be true or false, not {cascade!r}")
         self.cascade = cascade
 
     def decide(self, view: View) -> Decision:

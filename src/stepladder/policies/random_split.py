@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from math import isfinite
+from numbers import Real
+from typing import Any
 
 from stepladder.errors import UsageError, refuse_unknown
 from stepladder.policies.candidates import answers, fail_with, last_fault
@@ -34,7 +36,7 @@ class RandomSplitPolicy:
         **unknown: object,
     ) -> None:
         refuse_unknown("policy 'random-split'", unknown, OPTIONS)
-        if not stages or len(set(stages)) != len(stages):
+        if isinstance(stages, str) or not stages or len(set(stages)) != len(stages):
             raise UsageError("policy 'random-split' needs 'stages', each named once")
         self.weights = dict(zip(stages, _weights(stages, weights, target_cost, costs), strict=True))
 
@@ -72,7 +74,9 @@ def split_for_cost(costs: Sequence[float], target: float) -> tuple[float, ...]:
     For the paper's "Fixed 13B→70B" at cost 1.60 (§4.2, costs 1.0 and 1.8) that is (0.25, 0.75). Its "Fixed 13B→34B" at
     1.36 cannot be had from costs 1.0 and 1.3. Raises UsageError for a target outside the costs.
     """
-    if not costs or not all(isfinite(cost) for cost in costs) or not min(costs) <= target <= max(costs):
+    if not costs or not all(_is_number(number) for number in (*costs, target)):
+        raise UsageError("a split needs costs and a target that are finite numbers")
+    if not min(costs) <= target <= max(costs):
         told = ", ".join(f"{float(cost):g}" for cost in costs)
         raise UsageError(
             f"no split of stages that cost {told} has the mean cost {float(target):g}: it lies outside them"
@@ -94,12 +98,16 @@ def _weights(
     if target is not None:
         return split_for_cost(_as_many(costs, stages, "costs"), target)
     chosen = [1.0] * len(stages) if weights is None else _as_many(weights, stages, "weights")
-    if not all(isfinite(weight) and weight >= 0 for weight in chosen) or sum(chosen) <= 0:
+    if not all(_is_number(weight) and weight >= 0 for weight in chosen) or sum(chosen) <= 0:
         raise UsageError("policy 'random-split': 'weights' should be numbers from 0 up, not all 0")
     return chosen
 
 
-def _as_many(numbers: Sequence[float] | None, stages: Sequence[str], what: str) -> Sequence[float]:
-    if numbers is None or len(numbers) != len(stages):
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and isfinite(value)
+
+
+def _as_many(numbers: Any, stages: Sequence[str], what: str) -> Sequence[float]:
+    if not isinstance(numbers, Sequence) or len(numbers) != len(stages):
         raise UsageError(f"policy 'random-split' needs '{what}', one number for each of {', '.join(stages)}")
     return numbers

@@ -1,0 +1,146 @@
+"""Wiring: settings become the parts they name, and what does not fit is told before anything starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import stepladder
+from stepladder import config
+from stepladder.build import build, make_engines, problems
+from stepladder.errors import ArtifactError, ConfigError, PluginError, UsageError
+from stepladder.predictors.artifact import Artifact, save
+from stepladder.testing import make_request
+from stepladder.train.fit import Row, fit_matrix
+from stepladder.types import Stage
+
+STAGES = [{"name": name, "engine": "scripted", "model": name, "cost": cost} for name, cost in (("a", 1.0), ("b", 2.0))]
+
+
+def settings(folder: Path = Path(), **tables):
+    return config.parse({"stages": STAGES, **tables}, folder=folder)
+
+
+@pytest.fixture
+def artifact(tmp_path: Path) -> Path:
+    rows = [Row("why", stage, quality) for stage, quality in ((0, 0.2), (1, 0.9)) for _ in range(50)]
+    made = fit_matrix(rows, ("a", "b"))
+    save(
+        Artifact(**{name: getattr(made, name) for name in ("kind", "stages", "params", "arrays")}, lambda_=3.5),
+        tmp_path / "art",
+    )
+    return tmp_path
+
+
+def test_day_one_is_an_uncalibrated_prior_at_lambda_5():
+    router = build(settings())
+    trace = router.decide(make_request())
+    assert router.parts.lam == 5.0
+    assert not trace.steps[0].view.estimates.calibrated
+
+
+def test_a_preset_gives_lambda():
+    assert build(settings(policy={"preset": "research"})).parts.lam == 15.0
+
+
+def test_an_artifact_brings_predictor_features_and_lambda(artifact):
+    router = build(settings(artifact, predictor={"artifact": "art"}))
+    estimates = router.decide(make_request("why")).steps[0].view.estimates
+    assert router.parts.lam == 3.5
+    assert estimates.calibrated
+    assert estimates["a"].mean < estimates["b"].mean
+    assert router.parts.versions.artifact != build(settings()).parts.versions.artifact
+
+
+def test_the_files_lambda_wins_over_the_artifacts(artifact):
+    assert build(settings(artifact, predictor={"artifact": "art"}, policy={"lambda": 9.0})).parts.lam == 9.0
+
+
+def test_an_artifact_of_another_ladder_is_refused(artifact):
+    stages = [{**STAGES[0], "name": "x"}, STAGES[1]]
+    with pytest.raises(ArtifactError, match="x"):
+        build(config.parse({"stages": stages, "predictor": {"artifact": "art"}}, folder=artifact))
+
+
+def test_an_artifact_of_another_kind_is_refused(artifact):
+    with pytest.raises(ArtifactError, match="predictor.name is 'mlp', but the artifact holds a 'matrix' predictor"):
+        build(settings(artifact, predictor={"artifact": "art", "name": "mlp"}))
+
+
+def test_an_artifact_that_is_not_there(tmp_path):
+    with pytest.raises(ArtifactError):
+        build(settings(tmp_path, predictor={"artifact": "nowhere"}))
+
+
+@pytest.mark.parametrize("unit", ["usd", "gpu_s"])
+def test_lambda_has_no_default_in_dollars_or_seconds(unit):
+    with pytest.raises(ConfigError, match="policy.lambda: missing; with cost_unit"):
+        build(settings(ladder={"cost_unit": unit}))
+
+
+def test_stages_of_one_engine_share_it():
+    ladder = build(settings()).parts
+    assert ladder.engines["a"] is ladder.engines["b"]
+
+
+def test_a_policy_by_name_takes_its_mode_and_leaves_the_others():
+    router = build(settings(policy={"name": "fixed", "mode": "route", "options": {"first": "a", "then": "b"}}))
+    assert {mode: policy.name for mode, policy in router.parts.policies.items()} == {
+        "route": "fixed",
+        "cascade": "greedy",
+        "fixed": "single",
+    }
+
+
+@pytest.mark.parametrize(
+    ("tables", "told"),
+    [
+        ({"policy": {"name": "gredy"}}, "did you mean 'greedy'?"),
+        ({"predictor": {"name": "mpl"}}, "did you mean 'mlp'?"),
+        ({"predictor": {"features": "papers"}}, "did you mean 'paper'?"),
+        ({"costs": {"model": "measurd"}}, "did you mean 'measured'?"),
+        ({"policy": {"options": {"cascad": True}}}, "cascad"),
+        ({"costs": {"options": {"vectr": "paper"}}}, "vectr"),
+        ({"predictor": {"name": "mlp"}}, "the MLP should have at least two layers"),
+    ],
+)
+def test_what_cannot_be_built_is_told(tables, told):
+    wrong = settings(**tables)
+    with pytest.raises((PluginError, UsageError, ArtifactError), match=told):
+        build(wrong)
+    assert any(told in str(problem) for problem in problems(wrong))
+
+
+def test_an_engine_that_nobody_knows():
+    with pytest.raises(PluginError, match="did you mean 'openai'"):
+        make_engines((Stage("x", "opnai", "m"),))
+
+
+def test_load_answers_from_plain_code(tmp_path):
+    path = tmp_path / "ladder.toml"
+    path.write_text(
+        '[[stages]]\nname = "a"\nengine = "scripted"\nmodel = "m"\ncost = 1.0\noptions = { reply = "yes" }\n', "utf-8"
+    )
+    with stepladder.load(path, environ={}) as ladder:
+        ladder.start()
+        answer = ladder.ask("really?", temperature=0)
+        assert (answer.text, answer.stage, answer.cost) == ("yes", "a", 1.0)
+        assert answer.trace.request.params == {"temperature": 0}
+        assert ladder.route("really?").steps[0].decision.action.stage == "a"
+    ladder.close()
+
+
+def test_load_from_several_threads(tmp_path):
+    from concurrent.futures import ThreadPoolExecutor
+
+    path = tmp_path / "ladder.toml"
+    path.write_text('[[stages]]\nname = "a"\nengine = "scripted"\nmodel = "m"\ncost = 1.0\n', "utf-8")
+    with stepladder.load(path, environ={}) as ladder, ThreadPoolExecutor(8) as pool:
+        texts = list(pool.map(lambda n: ladder.ask(f"question {n}").text, range(40)))
+    assert [text.split()[-1] for text in texts] == [str(n) for n in range(40)]
+
+
+def test_an_unknown_attribute_of_the_package():
+    with pytest.raises(AttributeError, match="no attribute 'lod'"):
+        stepladder.lod  # noqa: B018 - reading it is the test
