@@ -104,7 +104,7 @@ def _weights(
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and isfinite(value)
+    return not isinstance(value, bool) and isinstance(value, Real) and isfinite(value)
 
 
 def _as_many(numbers: Any, stages: Sequence[str], what: str) -> Sequence[float]:
