@@ -47,7 +47,7 @@ class MeasuredCosts:
     saw last, so by default it is not, and the same request gets the same decision.
 
     Bills are reckoned from the tokens really used, by the same formula, and not from the clock: on a machine that
-    others use too, measured seconds would bill a caller for his neighbour's load.
+    others use too, measured seconds would bill a caller for a neighbour's load.
 
     Raises UsageError for timings that are missing or unreadable and for options that it does not have.
     """
