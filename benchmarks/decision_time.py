@@ -2,8 +2,8 @@
 
     python benchmarks/decision_time.py [--prompts 2000]
 
-Prints and writes benchmarks/results/decision-time.json: microseconds spent deciding (features, prediction, costs, policy),
-as the gateway reports them in `decide_us`, and milliseconds of the whole HTTP round trip.
+Prints and writes benchmarks/results/decision-time.json: microseconds spent deciding (features, prediction, costs,
+policy), as the gateway reports them in `decide_us`, and milliseconds of the whole HTTP round trip.
 """
 
 from __future__ import annotations

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
-from strategies import traces
 
 from stepladder.errors import TraceError
 from stepladder.traces.codec import decode, encode
 from stepladder.traces.memory import MemoryTraceStore
 from stepladder.traces.sqlite import SqliteTraceStore
 from stepladder.types import Outcome, Request, Trace, Versions
+from strategies import traces
 
 
 def trace(name: str, at: float = 0.0) -> Trace:

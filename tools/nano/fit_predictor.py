@@ -18,21 +18,20 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import Any
 
 from stepladder import config
 from stepladder.build import make_engines, make_ladder
-from stepladder.contracts import Engine
 from stepladder.costs.timing import StageTiming, TimingRow, fit_measured, save_timings
 from stepladder.engines.threads import available_cores
-from stepladder.evaluate.graders import grade
+from stepladder.evaluate.measure import Measured, measure
 from stepladder.evaluate.tasks import Task
 from stepladder.evaluate.tasks.nano import generate
 from stepladder.features.paper import PaperFeatures
 from stepladder.plugins import load
 from stepladder.predictors.artifact import Artifact, save
 from stepladder.train.fit import Row, fit_matrix, fit_mlp
-from stepladder.types import Attempt, Ladder, Request, Stage
+from stepladder.types import Ladder, Request
 
 ROOT = Path(__file__).resolve().parents[2]
 NANO = config.PRESETS / "nano"
@@ -41,60 +40,27 @@ FOLDS = 5
 LAMBDAS = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0)
 
 
-class Measured(NamedTuple):
-    """One graded answer."""
-
-    task: Task
-    stage: int
-    quality: float
-    attempt: Attempt
-
-
-async def ask(engine: Engine, stage: Stage, task: Task) -> Attempt:
-    """One greedy answer."""
-    request = Request(
-        task.query_id,
-        messages=({"role": "user", "content": task.prompt},),
-        params={"temperature": 0, "max_tokens": 96},
-    )
-    async for event in engine.generate(request, stage):
-        if isinstance(event, Attempt):
-            if event.fault is not None:
-                sys.exit(f"{stage.name}: {event.fault.message}")
-            return event
-    raise AssertionError("an engine's last event is its attempt")
-
-
-async def measure(ladder: Ladder, tasks: Sequence[Task], *, at_once: int) -> list[Measured]:
+async def answers(ladder: Ladder, tasks: Sequence[Task], *, at_once: int) -> list[Measured]:
     """Every stage on every task, one stage after the other so that none disturbs another's time."""
     engines = make_engines(ladder.stages)
-    engine = next(iter(engines.values()))
+    engine = engines[ladder.names[0]]
     await engine.start()
     found: list[Measured] = []
     try:
-        for number, stage in enumerate(ladder.stages):
-            gate = asyncio.Semaphore(at_once)
-
-            async def one(
-                task: Task, stage: Stage = stage, number: int = number, gate: asyncio.Semaphore = gate
-            ) -> Measured:
-                async with gate:
-                    attempt = await ask(engine, stage, task)
-                return Measured(task, number, grade(task.grader, attempt.text, task.answer), attempt)
-
+        for stage in ladder.stages:
             began = time.perf_counter()
-            found += await asyncio.gather(*(one(task) for task in tasks))
+            found += await measure(engine, stage, tasks, at_once=at_once)
             sys.stderr.write(f"{stage.name}: {len(tasks)} prompts in {time.perf_counter() - began:.1f} s\n")
     finally:
         await engine.close()
     return found
 
 
-def timings(ladder: Ladder, measured: Iterable[Measured]) -> dict[str, StageTiming]:
+def timings(measured: Iterable[Measured]) -> dict[str, StageTiming]:
     """What a call of each stage takes, from answers given one at a time."""
     rows = [
         TimingRow(
-            ladder.stages[m.stage].name,
+            m.stage,
             m.attempt.usage.prompt_tokens,
             m.attempt.usage.output_tokens,
             m.attempt.seconds,
@@ -105,8 +71,8 @@ def timings(ladder: Ladder, measured: Iterable[Measured]) -> dict[str, StageTimi
     return fit_measured(rows)
 
 
-def row(measured: Measured) -> Row:
-    return Row(measured.task.prompt, measured.stage, measured.quality, measured.task.level)
+def rows(measured: Iterable[Measured], stages: tuple[str, ...]) -> list[Row]:
+    return [Row(m.task.prompt, stages.index(m.stage), m.quality, m.task.level) for m in measured]
 
 
 def fold_of(task: Task) -> int:
@@ -116,28 +82,28 @@ def fold_of(task: Task) -> int:
 
 Fit = Callable[[Sequence[Row], Sequence[str]], Artifact]
 CANDIDATES: Mapping[str, Fit] = {
-    "matrix, rules": lambda rows, stages: fit_matrix(rows, stages, classifier="rules"),
-    "matrix, learned": lambda rows, stages: fit_matrix(rows, stages, classifier="learned", seed=SEED),
-    "mlp, the paper's": lambda rows, stages: fit_mlp(rows, stages, SEED),
+    "matrix, rules": lambda found, stages: fit_matrix(found, stages, classifier="rules"),
+    "matrix, learned": lambda found, stages: fit_matrix(found, stages, classifier="learned", seed=SEED),
+    "mlp, the paper's": lambda found, stages: fit_mlp(found, stages, SEED),
 }
 
 
-def held_out(fit: Fit, measured: Sequence[Measured], stages: tuple[str, ...]) -> dict[tuple[str, int], float]:
+def held_out(fit: Fit, measured: Sequence[Measured], stages: tuple[str, ...]) -> dict[tuple[str, str], float]:
     """(query id, stage) → estimate by an artifact that saw none of the query's group."""
-    estimates: dict[tuple[str, int], float] = {}
+    estimates: dict[tuple[str, str], float] = {}
     features = PaperFeatures()
     for fold in range(FOLDS):
-        artifact = fit([row(m) for m in measured if fold_of(m.task) != fold], stages)
+        artifact = fit(rows((m for m in measured if fold_of(m.task) != fold), stages), stages)
         predictor = load("predictors", artifact.kind)(stages, artifact.params, artifact.arrays)
         for m in measured:
             if fold_of(m.task) == fold:
                 told = predictor.predict(features.features(Request("", prompt=m.task.prompt)))
-                estimates[m.task.query_id, m.stage] = told[stages[m.stage]].mean
+                estimates[m.task.query_id, m.stage] = told[m.stage].mean
     return estimates
 
 
 def scores(
-    estimates: Mapping[tuple[str, int], float], measured: Sequence[Measured], costs: Sequence[float]
+    estimates: Mapping[tuple[str, str], float], measured: Sequence[Measured], costs: Mapping[str, float]
 ) -> dict[str, Any]:
     """R² over all rows, and at each λ the greedy rule's mean value, its quality and its cost."""
     truth = {(m.task.query_id, m.stage): m.quality for m in measured}
@@ -147,7 +113,7 @@ def scores(
     queries = {m.task.query_id for m in measured}
     at: dict[str, dict[str, float]] = {}
     for lam in LAMBDAS:
-        chosen = {q: max(range(len(costs)), key=lambda s, q=q: lam * estimates[q, s] - costs[s]) for q in queries}
+        chosen = {q: max(costs, key=lambda s, q=q: lam * estimates[q, s] - costs[s]) for q in queries}
         quality = fmean(truth[q, s] for q, s in chosen.items())
         cost = fmean(costs[s] for s in chosen.values())
         at[f"{lam:g}"] = {"value": lam * quality - cost, "quality": quality, "cost": cost}
@@ -162,16 +128,16 @@ def main() -> int:
     settings = config.parse({**_tree(), "costs": {}, "predictor": {}}, source="nano", folder=NANO.resolve(), text="")
     ladder = make_ladder(settings)
     tasks = generate("train", args.prompts, SEED)
-    alone = asyncio.run(measure(ladder, tasks[: args.timed], at_once=1))
-    taken = timings(ladder, alone)
+    alone = asyncio.run(answers(ladder, tasks[: args.timed], at_once=1))
+    taken = timings(alone)
     save_timings(taken, NANO / "costs.json")
     wide = replace(ladder, stages=tuple(replace(s, options={**s.options, "n_parallel": 8}) for s in ladder.stages))
-    measured = asyncio.run(measure(wide, tasks, at_once=8))
+    measured = asyncio.run(answers(wide, tasks, at_once=8))
     unit = min(timing.mean_seconds for timing in taken.values())
-    costs = [taken[name].mean_seconds / unit for name in ladder.names]
+    costs = {name: taken[name].mean_seconds / unit for name in ladder.names}
     report = {name: scores(held_out(fit, measured, ladder.names), measured, costs) for name, fit in CANDIDATES.items()}
     best = max(report, key=lambda name: fmean(at["value"] / float(lam) for lam, at in report[name]["lambda"].items()))
-    artifact = CANDIDATES[best]([row(m) for m in measured], ladder.names)
+    artifact = CANDIDATES[best](rows(measured, ladder.names), ladder.names)
     metrics = {**artifact.metrics, "r2_held_out": report[best]["r2"]}
     save(replace(artifact, created=time.strftime("%Y-%m-%d", time.gmtime()), metrics=metrics), NANO / "artifact")
     _write(args, ladder, measured, costs, report, best)
@@ -188,12 +154,12 @@ def _write(
     args: argparse.Namespace,
     ladder: Ladder,
     measured: Sequence[Measured],
-    costs: Sequence[float],
+    costs: Mapping[str, float],
     report: Mapping[str, Any],
     best: str,
 ) -> None:
     matrix = {
-        level: [fmean(m.quality for m in measured if m.task.level == level and m.stage == s) for s in range(len(costs))]
+        level: [fmean(m.quality for m in measured if m.task.level == level and m.stage == s) for s in ladder.names]
         for level in ("simple", "medium", "complex")
     }
     found = {
