@@ -2,8 +2,8 @@
 
     python benchmarks/nano_frontier.py [--prompts 2000]
 
-Every stage answers every prompt; then the shipped policy decides at each λ and is given the outcome of the stage that it
-chose, billed as the gateway bills. Beside it: each stage alone, the best random mix of stages, and an oracle that knows
+Every stage answers every prompt; then the shipped policy decides at each λ and is given the outcome of the stage that
+it chose, billed as the gateway bills. Beside it: each stage alone, random mixes of stages, and an oracle that knows
 every outcome. Writes benchmarks/results/nano-frontier.json and docs/img/nano-frontier.{png,svg}.
 """
 

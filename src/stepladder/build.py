@@ -96,9 +96,26 @@ def make_policies(settings: Settings) -> dict[Mode, Policy]:
     greedy, single = plugins.load("policies", "greedy"), plugins.load("policies", "single")
     policies: dict[Mode, Policy] = {"route": greedy(), "cascade": greedy(cascade=True), "fixed": single()}
     if settings.policy.name != "greedy" or settings.policy.options:
+        _check_policy_stages(settings)
         factory = plugins.load("policies", settings.policy.name)
         policies[settings.policy.mode] = factory(**settings.policy.options)
     return policies
+
+
+def _check_policy_stages(settings: Settings) -> None:
+    """Stages that the built-in policies' options name must be on the ladder: policies themselves do not know it."""
+    names = tuple(stage.name for stage in settings.stages)
+    options = settings.policy.options
+    asked = [(key, options[key]) for key in ("stage", "first", "then") if key in options]
+    listed = options.get("stages", ())
+    asked += [("stages", name) for name in (listed if isinstance(listed, list | tuple) else ())]
+    wrong = [
+        settings.problem(("policy", "options", key), f"no stage '{name}'; {nearest(name, names)}")
+        for key, name in asked
+        if isinstance(name, str) and name not in names
+    ]
+    if wrong:
+        raise ConfigError(settings.source, wrong)
 
 
 # ── parts ────────────────────────────────────────────────────────────────────
@@ -161,6 +178,9 @@ def _costs(settings: Settings, ladder: Ladder, engines: Mapping[str, Engine]) ->
         options["path"] = str(settings.folder / str(options["path"]))
     if settings.costs.model == "measured":
         options.setdefault("cost_unit", ladder.cost_unit)
+    if settings.costs.model == "price-list" and ladder.cost_unit != "usd":
+        told = f"prices are in usd, but ladder.cost_unit is '{ladder.cost_unit}'; set it to 'usd'"
+        raise ConfigError(settings.source, [settings.problem(("costs", "model"), told)])
     made: CostModel = plugins.load("costs", settings.costs.model)(ladder.stages, _forecast(engines), **options)
     return made
 
