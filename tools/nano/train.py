@@ -3,8 +3,8 @@
     PYTHONPATH=src python3 tools/nano/train.py --model all --out build/nano
 
 writes tokenizer.json, nano-{small,medium,large}.gguf, checkpoints and a log of each model under --out. A command that
-was cut off goes on from its last checkpoint when it is given again. Seeds are fixed; with a limit in seconds the number of
-steps depends on the machine, with --steps it does not (bit-for-bit equality across GPUs is not promised).
+was cut off goes on from its last checkpoint when it is given again. Seeds are fixed; with a limit in seconds the number
+of steps depends on the machine, with --steps it does not (bit-for-bit equality across GPUs is not promised).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import model as net
 import numpy as np
 import torch
 import vocabulary
+from muon import Muon
 from numpy.typing import NDArray
 from to_gguf import export
 from tokenizers import Tokenizer
@@ -45,9 +46,9 @@ class Plan:
 
 # The small model could not hold the rare facts anyway, so it sees them seldom; the large one sees them most.
 PLANS = {
-    "small": Plan(100, 4e-3, 65_536, (0.40, 0.35, 0.25), "F16"),
-    "medium": Plan(140, 2.5e-3, 65_536, (0.28, 0.34, 0.38), "Q8_0"),
-    "large": Plan(440, 1.4e-3, 65_536, (0.18, 0.30, 0.52), "Q8_0"),
+    "small": Plan(95, 4e-3, 65_536, (0.40, 0.35, 0.25), "F16"),
+    "medium": Plan(150, 3e-3, 65_536, (0.28, 0.34, 0.38), "Q8_0"),
+    "large": Plan(390, 2e-3, 49_152, (0.20, 0.32, 0.48), "Q8_0"),
 }
 WARM_UP_STEPS = 300
 SAVE_EVERY_S = 60.0
@@ -131,9 +132,10 @@ class Run:
         self.limit_steps = limits.steps
         self.net = net.Llama(net.SHAPES[name]).to(device)
         self.loss = torch.compile(self.net, dynamic=True) if device == "cuda" else self.net
-        self.optimizer = torch.optim.AdamW(
-            self.net.parameters(), lr=self.plan.rate, betas=(0.9, 0.98), weight_decay=0.01, fused=device == "cuda"
-        )
+        matrices = [w for w in self.net.blocks.parameters() if w.dim() == 2]
+        others = [w for n, w in self.net.named_parameters() if w.dim() == 1 or n.startswith("token_embd")]
+        adam = torch.optim.AdamW(others, betas=(0.9, 0.98), weight_decay=0.01, fused=device == "cuda")
+        self.optimizers: tuple[torch.optim.Optimizer, ...] = (Muon(matrices), adam)
         self.progress = Progress()
         self.log = (out / f"{name}.log").open("a")
 
@@ -144,18 +146,32 @@ class Run:
     def step(self, batch: tuple[Tensor, Tensor, Tensor], fraction: float) -> Tensor:
         """One optimizer step at a warmed-up, linearly falling rate; returns the loss on the device."""
         warm = min(1.0, (self.progress.steps + 1) / WARM_UP_STEPS)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.plan.rate * warm * max(0.0, 1.0 - fraction)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = self.plan.rate * warm * max(0.0, 1.0 - fraction)
         with torch.autocast(self.device, torch.bfloat16):
             loss: Tensor = self.loss(*batch)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         return loss.detach()
+
+    def warm(self, data: list[Resident]) -> None:
+        """Compile for the shape of every bucket before the clock starts; nothing is learned."""
+        for bucket in data:
+            rows = torch.arange(min(len(bucket.levels), self.plan.step_tokens // bucket.ids.shape[1]))
+            with torch.autocast(self.device, torch.bfloat16):
+                self.loss(*bucket.batch(rows.to(self.device))).backward()
+        for parameter in self.net.parameters():
+            parameter.grad = None
 
     def train(self, data: list[Resident]) -> None:
         """Train to the limit, logging now and then and saving every minute."""
+        if self.device == "cuda":
+            self.warm(data)
+            torch.cuda.synchronize()
         began, saved = time.monotonic() - self.progress.seconds, time.monotonic()
         compiled = self.progress.steps + 3
         for batch in batches(data, self.plan, self.progress.steps):
@@ -193,7 +209,11 @@ class Run:
 
     def save(self) -> None:
         """Write the state beside the old one, then put it in its place."""
-        state = {"net": self.net.state_dict(), "optimizer": self.optimizer.state_dict(), "at": asdict(self.progress)}
+        state = {
+            "net": self.net.state_dict(),
+            "optimizers": [o.state_dict() for o in self.optimizers],
+            "at": asdict(self.progress),
+        }
         fresh = self.checkpoint.with_suffix(".new")
         torch.save(state, fresh)
         fresh.replace(self.checkpoint)
@@ -203,7 +223,8 @@ class Run:
         if self.checkpoint.exists():
             state = torch.load(self.checkpoint, map_location=self.device)
             self.net.load_state_dict(state["net"])
-            self.optimizer.load_state_dict(state["optimizer"])
+            for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(saved)
             self.progress = Progress(**state["at"])
 
 

@@ -8,12 +8,52 @@ from random import Random
 
 from .phrases import PHRASINGS
 
-# Words that may be missing from a phrasing without changing what it asks. Leaving one out now and then in training
-# keeps the small models from leaning on one exact wording.
-_DROPPABLE = frozenset({"the", "a", "of", "me", "is", "this", "these", "it", "please", "do", "then", "now"})
+# Small edits of the shown phrasings. Without them the small models lean on exact wordings and do not understand others.
+_DROPPABLE = frozenset(
+    {"the", "a", "of", "me", "is", "this", "these", "it", "please", "do", "then", "now", "in", "you"}
+)
+_SWAPS: dict[str, tuple[str, ...]] = {
+    "give": ("name", "tell", "show", "find", "state", "write", "say", "get"),
+    "name": ("give", "say", "tell me", "state", "find"),
+    "find": ("give", "get", "tell me", "look for", "name"),
+    "tell": ("give", "show", "say", "explain to"),
+    "write": ("give", "say", "print", "show"),
+    "what": ("which", "so what", "and what"),
+    "which": ("what", "so which", "and which"),
+    "how": ("and how", "so how"),
+    "word": ("term", "expression", "noun or verb"),
+    "means": ("stands for", "is defined as", "has the sense", "describes"),
+    "definition": ("meaning", "sense", "explanation"),
+    "meaning": ("definition", "sense", "explanation"),
+    "list": ("row", "series", "sequence"),
+    "then": ("after that", "next", "later", "now"),
+    "number": ("amount", "count", "figure"),
+    "these": ("the", "those", "the following"),
+    "this": ("the", "that", "the following"),
+    "gets": ("takes", "is given", "collects", "adds"),
+    "buys": ("gets", "purchases", "adds", "orders"),
+    "sells": ("loses", "gives away", "trades away"),
+    "has": ("holds", "keeps", "owns", "got"),
+    "who": ("who of them", "which person", "so who"),
+    "calculate": ("compute", "work out", "solve"),
+}
+_FILLERS = (
+    "please",
+    "exactly",
+    "now",
+    "just",
+    "for me",
+    "here",
+    "really",
+    "quickly",
+    "can you say",
+    "again",
+    "well",
+    "so",
+)
+_EDITED_SHARE = 0.5
 _OPENERS = ("Question: ", "Hi! ", "Hello. ", "Quick question: ", "Please answer: ", "Hey, ", "Tell me: ")
 _CLOSERS = (" Thanks!", " Thank you.", " Please.")
-_DROP_SHARE = 0.15
 
 
 def normal_form(template: str) -> str:
@@ -22,26 +62,39 @@ def normal_form(template: str) -> str:
 
 
 @cache
-def clipped(kind: str) -> tuple[str, ...]:
-    """Shown phrasings of `kind` with one droppable word left out, none of them equal to a held-out phrasing."""
-    forbidden = {normal_form(template) for template in PHRASINGS[kind].heldout}
-    variants: list[str] = []
-    for template in PHRASINGS[kind].shown:
-        words = template.split(" ")
-        for index, word in enumerate(words):
-            shorter = " ".join(words[:index] + words[index + 1 :])
-            if word.lower() in _DROPPABLE and normal_form(shorter) not in forbidden:
-                variants.append(shorter)
-    return tuple(variants)
+def heldout_forms(kind: str) -> frozenset[str]:
+    """Normal forms of the phrasings of `kind` that training must not show."""
+    return frozenset(normal_form(template) for template in PHRASINGS[kind].heldout)
+
+
+def edited(rng: Random, template: str) -> str:
+    """One small edit of a phrasing: a word left out, swapped or put in. Slots are never touched."""
+    words = template.split(" ")
+    at = rng.randrange(len(words))
+    plain = words[at].lower().strip("?.:,")
+    roll = rng.random()
+    if roll < 0.35:
+        words.insert(at, rng.choice(_FILLERS))
+    elif plain in _SWAPS and roll < 0.8:
+        words[at] = rng.choice(_SWAPS[plain])
+    elif plain in _DROPPABLE:
+        del words[at]
+    return " ".join(words)
+
+
+def shown_template(rng: Random, kind: str) -> str:
+    """A phrasing for training: a shown one, half the time edited up to three times, never a held-out one."""
+    template = rng.choice(PHRASINGS[kind].shown)
+    if rng.random() < _EDITED_SHARE:
+        for _ in range(rng.randint(1, 3)):
+            changed = edited(rng, template)
+            template = template if normal_form(changed) in heldout_forms(kind) else changed
+    return template
 
 
 def template_for(rng: Random, kind: str, heldout: bool) -> str:
     """Draw one phrasing of `kind`."""
-    if heldout:
-        return rng.choice(PHRASINGS[kind].heldout)
-    if rng.random() < _DROP_SHARE and clipped(kind):
-        return rng.choice(clipped(kind))
-    return rng.choice(PHRASINGS[kind].shown)
+    return rng.choice(PHRASINGS[kind].heldout) if heldout else shown_template(rng, kind)
 
 
 def phrase(rng: Random, kind: str, heldout: bool, slots: dict[str, str]) -> str:
