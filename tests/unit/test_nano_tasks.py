@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections import Counter
 from datetime import date, timedelta
 from functools import cache
@@ -114,7 +115,8 @@ def test_worked_sums_are_true(seed: int) -> None:
             left, right = line.split("=")
             op = next(c for c in left if c in "+-*/")
             a, b = (int(n) for n in left.split(op))
-            assert {"+": a + b, "-": a - b, "*": a * b, "/": a / b}[op] == int(right)
+            result = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}[op](a, b)
+            assert result == int(right)
 
 
 @given(seed=SEEDS)

@@ -29,7 +29,7 @@ def orthogonalized(stack: Tensor) -> Tensor:
 class Muon(torch.optim.Optimizer):
     """For matrices only. Those of one shape are treated as one stack, which keeps the number of kernels small.
 
-    The step is scaled by 0.2 * sqrt(larger side), so that its root mean square is that of an AdamW step at the same rate.
+    The step is scaled by 0.2 * sqrt(larger side), so that its root mean square is an AdamW step's at the same rate.
     """
 
     def __init__(

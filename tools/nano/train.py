@@ -209,11 +209,8 @@ class Run:
 
     def save(self) -> None:
         """Write the state beside the old one, then put it in its place."""
-        state = {
-            "net": self.net.state_dict(),
-            "optimizers": [o.state_dict() for o in self.optimizers],
-            "at": asdict(self.progress),
-        }
+        optimizers = [optimizer.state_dict() for optimizer in self.optimizers]
+        state = {"net": self.net.state_dict(), "optimizers": optimizers, "at": asdict(self.progress)}
         fresh = self.checkpoint.with_suffix(".new")
         torch.save(state, fresh)
         fresh.replace(self.checkpoint)
@@ -287,7 +284,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=[*PLANS, "small+medium", "all"], default="all")
     parser.add_argument("--out", type=Path, default=Path("build/nano"))
-    parser.add_argument("--rows", type=int, default=8_000_000, help="training rows to generate")
+    parser.add_argument("--rows", type=int, default=6_000_000, help="training rows to generate")
     parser.add_argument("--seconds", type=float, help="training seconds a model, instead of the plan's")
     parser.add_argument("--steps", type=int, help="optimizer steps a model, instead of a limit in seconds")
     parser.add_argument("--check", type=int, default=3000, help='"train" tasks to check each model on; 0: none')

@@ -8,10 +8,8 @@ from random import Random
 
 from .phrases import PHRASINGS
 
-# Small edits of the shown phrasings. Without them the small models lean on exact wordings and do not understand others.
-_DROPPABLE = frozenset(
-    {"the", "a", "of", "me", "is", "this", "these", "it", "please", "do", "then", "now", "in", "you"}
-)
+# Small edits of the shown phrasings. Without them small models lean on exact wordings and do not understand others.
+_DROPPABLE = frozenset(("the", "a", "of", "me", "is", "this", "these", "it", "please", "do", "then", "now", "in"))
 _SWAPS: dict[str, tuple[str, ...]] = {
     "give": ("name", "tell", "show", "find", "state", "write", "say", "get"),
     "name": ("give", "say", "tell me", "state", "find"),
@@ -37,20 +35,7 @@ _SWAPS: dict[str, tuple[str, ...]] = {
     "who": ("who of them", "which person", "so who"),
     "calculate": ("compute", "work out", "solve"),
 }
-_FILLERS = (
-    "please",
-    "exactly",
-    "now",
-    "just",
-    "for me",
-    "here",
-    "really",
-    "quickly",
-    "can you say",
-    "again",
-    "well",
-    "so",
-)
+_FILLERS = ("please", "exactly", "now", "just", "for me", "here", "really", "quickly", "can you say", "again", "so")
 _EDITED_SHARE = 0.5
 _OPENERS = ("Question: ", "Hi! ", "Hello. ", "Quick question: ", "Please answer: ", "Hey, ", "Tell me: ")
 _CLOSERS = (" Thanks!", " Thank you.", " Please.")
@@ -74,7 +59,9 @@ def edited(rng: Random, template: str) -> str:
     plain = words[at].lower().strip("?.:,")
     roll = rng.random()
     if roll < 0.35:
-        words.insert(at, rng.choice(_FILLERS))
+        # Beside a slot a filler could pass for a part of what is asked about, such as one more word of a list.
+        if "{" not in words[at] and "{" not in words[at - 1]:
+            words.insert(at, rng.choice(_FILLERS))
     elif plain in _SWAPS and roll < 0.8:
         words[at] = rng.choice(_SWAPS[plain])
     elif plain in _DROPPABLE:
