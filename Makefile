@@ -30,7 +30,7 @@ test-services: setup ## tests against servers that are installed by name
 	tools/services.sh $(BIN)/python -m pytest -m services
 
 test-gpu: setup ## tests that need a CUDA device
-	$(BIN)/python -m pytest -m gpu
+	$(BIN)/python -m pytest -m gpu || { [ $$? -eq 5 ] && echo "no test needs a GPU yet"; }
 
 lint: setup ## style, types, and the import graph against ARCHITECTURE.md
 	$(BIN)/ruff check .

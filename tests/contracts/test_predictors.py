@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from stepladder.contracts import Predictor
-from stepladder.predictors.complexity import BUCKETS, CLASSES, DENSE
+from stepladder.predictors.complexity import CLASSES
+from stepladder.predictors.grams import BUCKETS, DENSE
+from stepladder.predictors.logistic import LogisticPredictor
 from stepladder.predictors.matrix import MatrixPredictor
 from stepladder.predictors.mlp import MLPPredictor
 from stepladder.predictors.prior import PriorPredictor
@@ -36,11 +38,18 @@ def mlp(stages: tuple[str, ...]) -> MLPPredictor:
     return MLPPredictor(stages, {}, arrays)
 
 
+def logistic(stages: tuple[str, ...]) -> LogisticPredictor:
+    rng = np.random.default_rng(0)
+    arrays = {"weights": rng.normal(size=(BUCKETS + DENSE, len(stages))), "bias": rng.normal(size=len(stages))}
+    return LogisticPredictor(stages, {}, arrays)
+
+
 MAKERS: dict[str, Callable[[tuple[str, ...]], Predictor]] = {
     "prior": lambda stages: PriorPredictor(stages, {}, {}),
     "matrix by rules": lambda stages: matrix(stages, "rules"),
     "matrix, learned": lambda stages: matrix(stages, "learned"),
     "mlp": mlp,
+    "logistic": logistic,
     "fake": lambda stages: FakePredictor(dict.fromkeys(stages, 0.5)),
 }
 

@@ -10,15 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stepladder.errors import MissingExtraError, UsageError
+from stepladder.errors import ArtifactError, MissingExtraError, UsageError
 from stepladder.features.paper import PaperFeatures
 from stepladder.predictors.artifact import load, save
 from stepladder.predictors.complexity import CLASSES, PAPER_PROMPTS, Complexity, LearnedComplexity
+from stepladder.predictors.logistic import LogisticPredictor
 from stepladder.predictors.matrix import PAPER_MATRIX, MatrixPredictor
 from stepladder.predictors.mlp import MLPPredictor
 from stepladder.testing import make_request
 from stepladder.train import fit
-from stepladder.train.fit import Row, fit_complexity, fit_matrix, fit_mlp, mlp_inputs
+from stepladder.train.fit import Row, fit_complexity, fit_logistic, fit_matrix, fit_mlp, mlp_inputs
 from stepladder.types import Features
 
 STAGES = ("small", "medium", "large")
@@ -164,3 +165,44 @@ def test_without_scikit_learn_it_says_what_to_install(rows: list[Row], monkeypat
     monkeypatch.setitem(sys.modules, "sklearn.neural_network", None)
     with pytest.raises(MissingExtraError, match=r"stepladder\[train\]"):
         fit_mlp(rows, STAGES)
+
+
+# ── logistic ─────────────────────────────────────────────────────────────────
+
+
+def _telling_rows() -> list[Row]:
+    """Stage 0 is right about sums and wrong about words; stage 1 is half right about everything."""
+    return [
+        Row(text, stage, quality)
+        for number in range(80)
+        for text, stage, quality in (
+            (f"add {number} and {number + 3}", 0, 1.0),
+            (f"define the word number {number}", 0, 0.0),
+            (f"add {number} and {number + 3}", 1, 0.5),
+            (f"define the word number {number}", 1, 0.5),
+        )
+    ]
+
+
+def test_logistic_learns_which_stage_knows_what(tmp_path: Path) -> None:
+    save(fit_logistic(_telling_rows(), ("a", "b")), tmp_path)
+    found = load(tmp_path)
+    predictor = LogisticPredictor(("a", "b"), found.params, found.arrays)
+    sums, words = (predictor.predict(Features({}, text)) for text in ("add 7 and 900", "define the word tree"))
+    assert sums["a"].mean > 0.9
+    assert words["a"].mean < 0.1
+    assert abs(sums["b"].mean - 0.5) < 0.05
+    assert sums.calibrated
+    assert sums["b"].sd < 0.1  # b is always exactly half right: far less spread than right or wrong
+
+
+def test_logistic_of_a_stage_that_is_always_right() -> None:
+    artifact = fit_logistic([Row("x", 0, 1.0), Row("y", 0, 1.0)], ("a",))
+    estimate = LogisticPredictor(("a",), artifact.params, artifact.arrays).predict(Features({}, "z"))["a"]
+    assert estimate.mean > 0.99
+
+
+def test_logistic_arrays_of_another_ladder() -> None:
+    artifact = fit_logistic(_telling_rows(), ("a", "b"))
+    with pytest.raises(ArtifactError, match="should have weights"):
+        LogisticPredictor(("a", "b", "c"), {}, artifact.arrays)

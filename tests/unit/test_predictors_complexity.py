@@ -6,17 +6,8 @@ import numpy as np
 import pytest
 
 from stepladder.errors import ArtifactError
-from stepladder.predictors.complexity import (
-    BUCKETS,
-    CLASSES,
-    DENSE,
-    PAPER_PROMPTS,
-    READ_CHARS,
-    LearnedComplexity,
-    excerpt,
-    hashed_grams,
-    rules,
-)
+from stepladder.predictors.complexity import CLASSES, PAPER_PROMPTS, LearnedComplexity, rules
+from stepladder.predictors.grams import BUCKETS, DENSE, READ_CHARS, excerpt, hashed_grams
 
 WEIRD = [
     "",

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from stepladder.errors import ArtifactError
-from stepladder.predictors.complexity import BUCKETS, DENSE
+from stepladder.predictors.grams import BUCKETS, DENSE
 from stepladder.predictors.matrix import PAPER_MATRIX, MatrixPredictor
 from stepladder.predictors.prior import PriorPredictor, spread
 from stepladder.types import Estimates, Features

@@ -30,7 +30,7 @@ from stepladder.evaluate.tasks.nano import generate
 from stepladder.features.paper import PaperFeatures
 from stepladder.plugins import load
 from stepladder.predictors.artifact import Artifact, save
-from stepladder.train.fit import Row, fit_matrix, fit_mlp
+from stepladder.train.fit import Row, fit_logistic, fit_matrix, fit_mlp
 from stepladder.types import Ladder, Request
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -84,6 +84,7 @@ Fit = Callable[[Sequence[Row], Sequence[str]], Artifact]
 CANDIDATES: Mapping[str, Fit] = {
     "matrix, rules": lambda found, stages: fit_matrix(found, stages, classifier="rules"),
     "matrix, learned": lambda found, stages: fit_matrix(found, stages, classifier="learned", seed=SEED),
+    "logistic": lambda found, stages: fit_logistic(found, stages, SEED),
     "mlp, the paper's": lambda found, stages: fit_mlp(found, stages, SEED),
 }
 

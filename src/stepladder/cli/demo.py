@@ -25,7 +25,7 @@ from stepladder.gateway.app import create_app
 from stepladder.gateway.server import serving
 from stepladder.predictors.complexity import PAPER_PROMPTS
 
-LAMBDAS = (1.0, 5.0, 20.0)
+LAMBDAS = (5.0, 20.0, 60.0)
 SEED = 7
 PIPED_WIDTH = 160
 """Columns where the output is no terminal: wide enough that no row is folded."""

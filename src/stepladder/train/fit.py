@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,14 +15,8 @@ from stepladder.contracts import Featurizer
 from stepladder.errors import MissingExtraError, UsageError
 from stepladder.features.paper import PaperFeatures
 from stepladder.predictors.artifact import Artifact
-from stepladder.predictors.complexity import (
-    BUCKETS,
-    CLASSES,
-    DENSE,
-    Complexity,
-    LearnedComplexity,
-    hashed_grams,
-)
+from stepladder.predictors.complexity import CLASSES, Complexity, LearnedComplexity
+from stepladder.predictors.grams import BUCKETS, DENSE, hashed_grams
 from stepladder.predictors.matrix import by_rules
 from stepladder.predictors.mlp import INPUTS
 from stepladder.types import Request
@@ -107,6 +101,64 @@ def _sd_by_stage(rows: Sequence[Row], residuals: Matrix, stages: int) -> list[fl
 def _r2(quality: Matrix, residuals: Matrix) -> float:
     spread = float(np.sum((quality - quality.mean()) ** 2))
     return 1.0 - float(np.sum(residuals**2)) / spread if spread else 0.0
+
+
+# ── a regression for each stage ──────────────────────────────────────────────
+
+
+def fit_logistic(
+    rows: Sequence[Row], stages: Sequence[str], seed: int = 0, *, inverse_penalty: float = INVERSE_PENALTY
+) -> Artifact:
+    """Logistic regression of each stage's quality on hashed n-grams of the text.
+
+    A quality between 0 and 1 counts as that share of a right answer and the rest of a wrong one. ``params["spread"]``
+    is the variance of the outcomes about the fit, as a share of what right-or-wrong answers would have. ``metrics``:
+    ``rows`` and ``r2_train``, which is no measure of how it does on questions that it has not seen. Raises UsageError
+    for rows that cannot be fitted, MissingExtraError.
+    """
+    _check(rows, stages)
+    fitted = [_fit_stage([row for row in rows if row.stage == i], seed, inverse_penalty) for i in range(len(stages))]
+    quality = np.concatenate([stage.quality for stage in fitted])
+    residuals = np.concatenate([stage.quality - stage.means for stage in fitted])
+    return Artifact(
+        kind="logistic",
+        stages=tuple(stages),
+        params={"spread": [stage.spread for stage in fitted], "measured": True},
+        arrays={
+            "weights": np.ascontiguousarray(np.stack([stage.weights for stage in fitted], axis=1), dtype=np.float32),
+            "bias": np.array([stage.bias for stage in fitted]),
+        },
+        metrics={"rows": len(rows), "r2_train": _r2(quality, residuals)},
+    )
+
+
+class _StageFit(NamedTuple):
+    """One stage's regression: weights (BUCKETS + 2,), and on its rows the quality and the fitted means."""
+
+    weights: Matrix
+    bias: float
+    quality: Matrix
+    means: Matrix
+
+    @property
+    def spread(self) -> float:
+        binary = float(np.mean(self.means * (1 - self.means)))
+        return min(float(np.mean((self.quality - self.means) ** 2)) / binary, 1.0) if binary else 1.0
+
+
+def _fit_stage(rows: Sequence[Row], seed: int, inverse_penalty: float) -> _StageFit:
+    grams, quality = _gram_matrix([row.text for row in rows]), _qualities(rows)
+    if quality.min() == quality.max():  # no regression needs to tell right from wrong here
+        mean = float(np.clip(quality[0], 0.001, 0.999))
+        flat = np.zeros(BUCKETS + DENSE)
+        return _StageFit(flat, float(np.log(mean / (1 - mean))), quality, np.full(len(rows), mean))
+    model = _sklearn("sklearn.linear_model").LogisticRegression(C=inverse_penalty, max_iter=300, random_state=seed)
+    right = np.repeat([1, 0], len(rows))
+    weight = np.concatenate([quality, 1 - quality])
+    with _quiet():
+        model.fit(_sklearn("scipy.sparse").vstack([grams, grams]), right, sample_weight=weight)
+    means = model.predict_proba(grams)[:, 1]
+    return _StageFit(model.coef_[0], float(model.intercept_[0]), quality, means)
 
 
 # ── the matrix ───────────────────────────────────────────────────────────────
