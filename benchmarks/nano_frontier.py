@@ -125,9 +125,7 @@ def draw(found: Mapping[str, Any]) -> None:
         axes.annotate(name, (at["cost"], at["quality"]), textcoords="offset points", xytext=(8, -12), color="0.35")
     axes.plot(*_line(found["oracle"]), color="tab:green", lw=1.2, ls=":", label="oracle (knows every outcome)")
     axes.plot(*_line(found["stepladder"]), ".-", color="tab:blue", label="Stepladder, by λ")
-    axes.set(
-        xscale="log", xlabel="mean cost of a request (cheapest stage's mean request = 1)", ylabel="measured quality"
-    )
+    axes.set(xlabel="mean cost of a request (cheapest stage's mean request = 1)", ylabel="measured quality")
     axes.set_title(f"nano, {found['prompts']} judged prompts", loc="left")
     axes.grid(alpha=0.25)
     axes.legend(loc="lower right", frameon=False)

@@ -61,10 +61,10 @@ async def test_no_damaged_file_takes_the_parent_down(tmp_path):
             await measure(engine, stage, task)
             outcomes.append("answered")
         except (ModelFileError, EngineError) as error:
-            assert "stage 'a'" in str(error)
-            outcomes.append("refused")
+            outcomes.append("refused" if "stage 'a'" in str(error) else f"unclear: {error}")
         finally:
             await engine.close()
             path.unlink()
+    assert not [outcome for outcome in outcomes if outcome.startswith("unclear")]
     assert outcomes.count("refused") > 5
     assert outcomes.count("answered") > 5

@@ -25,8 +25,11 @@ from stepladder.gateway.app import create_app
 from stepladder.gateway.server import serving
 from stepladder.predictors.complexity import PAPER_PROMPTS
 
-LAMBDAS = (5.0, 20.0, 60.0)
+LAMBDAS = (5.0, 20.0, 100.0)
 SEED = 7
+SAMPLE = 240
+"""Judged tasks behind the last table: one of each kind is enough to look at, and too few to compare."""
+
 PIPED_WIDTH = 160
 """Columns where the output is no terminal: wide enough that no row is folded."""
 
@@ -95,20 +98,26 @@ def console() -> Console:
     return Console() if sys.stdout.isatty() else Console(width=PIPED_WIDTH, no_color=True)
 
 
-def prompts() -> tuple[Prompt, ...]:
-    """One judged task of every family and level, then the paper's ten prompts as they are."""
+def sample() -> tuple[Prompt, ...]:
+    """Judged tasks in the mix of all levels and families."""
+    tasks = generate("judged", SAMPLE, SEED)
+    return tuple(Prompt(task.prompt, task.level, task.family, task.answer, task.grader) for task in tasks)
+
+
+def shown(graded: Iterable[Prompt]) -> tuple[Prompt, ...]:
+    """One task of every family and level, then the paper's ten prompts as they are."""
     wanted: dict[tuple[str, str], Prompt] = {}
-    for task in generate("judged", 1000, SEED):
-        wanted.setdefault(
-            (task.family, task.level), Prompt(task.prompt, task.level, task.family, task.answer, task.grader)
-        )
+    for prompt in graded:
+        wanted.setdefault((prompt.family, prompt.level), prompt)
     order = {"simple": 0, "medium": 1, "complex": 2}
-    graded = sorted(wanted.values(), key=lambda prompt: (order[prompt.level], prompt.family))
-    return (*graded, *(Prompt(text, level, "paper") for text, level in PAPER_PROMPTS))
+    one_each = sorted(wanted.values(), key=lambda prompt: (order[prompt.level], prompt.family))
+    return (*one_each, *(Prompt(text, level, "paper") for text, level in PAPER_PROMPTS))
 
 
 async def _show(ask: Ask, out: Console) -> None:
-    asked = prompts()
+    graded = sample()
+    asked = tuple(dict.fromkeys((*shown(graded), *graded)))
+    rows = len(shown(graded))
     with Progress(console=Console(stderr=True), transient=True) as progress:
         bar = progress.add_task("asking the ladder", total=len(asked) * (len(LAMBDAS) + 1))
 
@@ -122,7 +131,7 @@ async def _show(ask: Ask, out: Console) -> None:
         largest = await each({"mode": "fixed"})
         climbs = {lam: await each({"lambda": lam, "mode": "route"}) for lam in LAMBDAS}
     for lam, results in climbs.items():
-        out.print(_table(lam, results, largest))
+        out.print(_table(lam, results[:rows], largest[:rows]))
     out.print(_summary(climbs, largest))
 
 
@@ -169,7 +178,7 @@ def _table(lam: float, results: Sequence[Result], largest: Sequence[Result]) -> 
 
 
 def _summary(climbs: Mapping[float, Sequence[Result]], largest: Sequence[Result]) -> Table:
-    table = _new_table("all prompts together (quality: of those that a grader can judge)")
+    table = _new_table(f"these and more: {len(largest)} prompts (quality: of those that a grader can judge)")
     table.add_column("")
     for name in ("quality", "mean cost", "mean ms", "cheaper than largest", "faster than largest"):
         table.add_column(name, justify="right")
