@@ -17,6 +17,7 @@ VERBS: Mapping[str, str] = {
     "route": "decide which stage a question is worth, without asking it",
     "serve": "serve a ladder behind an OpenAI-compatible endpoint",
     "check": "explain every problem of a ladder.toml",
+    "collect": "ask every stage and grade its answers, for a table to train from",
 }
 
 

@@ -1,0 +1,318 @@
+"""``stepladder collect``: ask every stage, grade the answers, keep them as an outcomes table to train from."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import fmean
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+
+from stepladder.build import build, make_engines
+from stepladder.cli import options
+from stepladder.config import PolicySettings, PredictorSettings
+from stepladder.contracts import CostModel, Engine
+from stepladder.engines.threads import available_cores
+from stepladder.errors import StepladderError, UsageError, nearest
+from stepladder.evaluate import collect as core
+from stepladder.evaluate import outcomes
+from stepladder.evaluate.collect import LOCAL_ENGINE, Collected, Means, Plan
+from stepladder.evaluate.graders import GRADERS
+from stepladder.evaluate.harvest import Harvest, harvest
+from stepladder.evaluate.journal import Journal
+from stepladder.evaluate.judging import check_gradable
+from stepladder.evaluate.measure import GREEDY
+from stepladder.evaluate.prompts import Prompt, from_tasks, read_prompts
+from stepladder.evaluate.tasks.nano import SPLITS, generate
+from stepladder.traces.memory import MemoryTraceStore
+from stepladder.traces.sqlite import SqliteTraceStore
+from stepladder.types import Ladder, Stage
+
+MOST_AT_ONCE = 256
+"""As many answers as a local stage can write at once."""
+
+USUAL_SLOTS = 4
+"""``n_parallel`` of a local stage that sets none."""
+
+TELL_EVERY_S = 2.0
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    options.add_ladder(parser)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--task", choices=("nano",), help="ask graded tasks that come with Stepladder")
+    source.add_argument("--prompts", metavar="FILE.jsonl", help="ask your own prompts, one JSON object a line")
+    source.add_argument("--from", dest="traces", metavar="TRACES.sqlite3", help="take answers from traces, ask none")
+    parser.add_argument("--split", choices=SPLITS, default="train", help="of --task: which split (default: train)")
+    parser.add_argument("--n", type=int, default=1000, help="of --task: how many tasks (default: 1000)")
+    parser.add_argument("--seed", type=int, default=1, help="of --task: which tasks (default: 1)")
+    parser.add_argument("--out", required=True, metavar="TABLE", help="the table to write, .parquet or .jsonl")
+    parser.add_argument("--stages", metavar="A,B", help="ask these stages alone (default: all of the ladder)")
+    grading = parser.add_mutually_exclusive_group()
+    grading.add_argument("--grader", choices=sorted(GRADERS), help="compare all answers with their references so")
+    grading.add_argument("--judge", metavar="STAGE", help="let this stage grade every answer")
+    grading.add_argument("--agreement", action="store_true", help="quality is the share of other stages that agree")
+    parser.add_argument("--at-once", type=int, default=8, metavar="N", help="calls at once to a stage (default: 8)")
+    parser.add_argument("--max-cost", metavar="COST", help="refuse to start above this, and stop once it is spent")
+    parser.add_argument(
+        "--max-tokens", type=int, metavar="N", help=f"longest answer (default: {GREEDY['max_tokens']} of --task)"
+    )
+    parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="default: 0")
+
+
+def run(args: argparse.Namespace) -> int:
+    _check(args)
+    job = _from_traces(args) if args.traces else _from_prompts(args)
+    journal_path = _journal_path(args.out)
+    display = _Display(sys.stderr.isatty(), job.plan)
+    try:
+        with Journal(journal_path) as journal, display:
+            means = Means(engines=job.engines, costs=job.costs, journal=journal, tell=display.tell)
+            collected = asyncio.run(core.collect(job.plan, means))
+    except KeyboardInterrupt:
+        sys.stderr.write(f"interrupted. {_kept(journal_path)}\n")
+        return 130
+    except OSError as error:
+        raise UsageError(f"{journal_path}: cannot be written: {error.strerror or error}") from error
+    except StepladderError:
+        if display.done:
+            sys.stderr.write(_kept(journal_path) + "\n")
+        raise
+    return _finish(args, job.plan, collected, display)
+
+
+def _kept(journal: Path) -> str:
+    return f"What was answered is kept in {journal}; the same command goes on from there."
+
+
+def _journal_path(out: str) -> Path:
+    return Path(f"{out}.journal.jsonl")
+
+
+def _finish(args: argparse.Namespace, plan: Plan, collected: Collected, display: _Display) -> int:
+    if collected.rows:
+        outcomes.write(collected.rows, args.out)
+    sys.stdout.write("\n".join(_summary(args.out, plan, collected, display.seconds)) + "\n")
+    if collected.hit_cap:
+        told = f"stopped: {collected.spent:.4g} was spent, --max-cost is {plan.max_cost:g}; raise it to go on"
+        sys.stderr.write(f"{told}. {_kept(_journal_path(args.out))}\n")
+    return 1 if collected.hit_cap or not collected.rows else 0
+
+
+# ── what to collect ──────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    plan: Plan
+    engines: Mapping[str, Engine]
+    costs: CostModel
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Raise UsageError for flags that make no sense, before anything is loaded."""
+    outcomes.check_path(args.out)
+    if not 1 <= args.at_once <= MOST_AT_ONCE:
+        raise UsageError(f"--at-once: {args.at_once} does not lie between 1 and {MOST_AT_ONCE}")
+    if args.n < 1:
+        raise UsageError(f"--n: {args.n} is less than 1")
+    if args.max_tokens is not None and args.max_tokens < 1:
+        raise UsageError(f"--max-tokens: {args.max_tokens} is less than 1")
+    if args.traces and args.grader:
+        raise UsageError("--grader: traces hold no reference answers; give --judge or --agreement, or neither")
+    if Path(args.out).exists() and not _journal_path(args.out).exists():
+        raise UsageError(f"{args.out}: is there already, and no journal to go on from; name another --out or remove it")
+
+
+def _from_prompts(args: argparse.Namespace) -> _Job:
+    prompts = _prompts(args)
+    if args.judge is None and not args.agreement:
+        check_gradable(prompts, args.grader)
+    ladder, costs = _ladder(args)
+    stages = _chosen(args.stages, ladder)
+    judge = None if args.judge is None else _judge(args, ladder)
+    plan = Plan(
+        prompts=prompts,
+        stages=stages,
+        method="judge" if judge else "agreement" if args.agreement else "reference",
+        params=_params(args),
+        grader=args.grader,
+        judge=judge,
+        at_once=args.at_once,
+        max_cost=options.number(args.max_cost, "--max-cost"),
+        cost_unit=ladder.cost_unit,
+    )
+    if args.agreement and len(stages) < 2:
+        raise UsageError("--agreement needs two stages at the least")
+    return _Job(plan, _engines(args, ladder, (*stages, *([judge] if judge else []))), costs)
+
+
+def _from_traces(args: argparse.Namespace) -> _Job:
+    found = _harvest(args)
+    ladder, costs = _ladder(args)
+    judge = None if args.judge is None else _judge(args, ladder)
+    plan = Plan(
+        prompts=found.prompts,
+        stages=(),
+        method="judge" if judge else "agreement" if args.agreement else "recorded",
+        judge=judge,
+        at_once=args.at_once,
+        max_cost=options.number(args.max_cost, "--max-cost"),
+        cost_unit=found.cost_unit,
+        recorded=found.answers,
+        scores=found.scores,
+    )
+    return _Job(plan, _engines(args, ladder, (judge,) if judge else ()), costs)
+
+
+def _harvest(args: argparse.Namespace) -> Harvest:
+    if not Path(args.traces).is_file():
+        raise UsageError(f"--from: {args.traces} is no file")
+    with closing(SqliteTraceStore(args.traces)) as store:
+        found = harvest(store.read(), store.outcomes, None if args.stages is None else _names(args.stages))
+    if not found.answers:
+        raise UsageError(f"--from: {args.traces} holds no answer of these stages")
+    if args.judge is None and not args.agreement and not found.scores:
+        raise UsageError(f"--from: {args.traces} holds no outcomes; give --judge STAGE or --agreement")
+    return found
+
+
+def _prompts(args: argparse.Namespace) -> list[Prompt]:
+    if args.prompts:
+        return read_prompts(args.prompts)
+    try:
+        return from_tasks(generate(args.split, args.n, args.seed), args.task)
+    except ValueError as error:
+        raise UsageError(f"--n: {error}") from error
+
+
+def _params(args: argparse.Namespace) -> dict[str, Any]:
+    longest = args.max_tokens or (GREEDY["max_tokens"] if args.task else None)
+    limit = {} if longest is None else {"max_tokens": longest}
+    return {"temperature": args.temperature, **limit}
+
+
+def _ladder(args: argparse.Namespace) -> tuple[Ladder, CostModel]:
+    """The ladder and its prices; nothing is predicted or decided here, so neither predictor nor λ is asked for."""
+    settings = options.read_settings(args)
+    bare = settings.model_copy(update={"policy": PolicySettings(lam=0.0), "predictor": PredictorSettings()})
+    parts = build(bare, store=MemoryTraceStore()).parts
+    return parts.ladder, parts.costs
+
+
+def _chosen(names: str | None, ladder: Ladder) -> tuple[Stage, ...]:
+    """The named stages in the ladder's order."""
+    if names is None:
+        return ladder.stages
+    wanted = _names(names)
+    for name in wanted:
+        if name not in ladder.names:
+            raise UsageError(f"--stages: no stage '{name}'; {nearest(name, ladder.names)}")
+    return tuple(stage for stage in ladder.stages if stage.name in wanted)
+
+
+def _names(names: str) -> tuple[str, ...]:
+    found = tuple(name.strip() for name in names.split(",") if name.strip())
+    if not found:
+        raise UsageError("--stages names none")
+    return found
+
+
+def _judge(args: argparse.Namespace, ladder: Ladder) -> Stage:
+    if args.judge not in ladder.names:
+        raise UsageError(f"--judge: no stage '{args.judge}'; {nearest(args.judge, ladder.names)}")
+    return ladder[args.judge]
+
+
+def _engines(args: argparse.Namespace, ladder: Ladder, stages: Iterable[Stage]) -> dict[str, Engine]:
+    """An engine for each stage alone, so that a local model is loaded for its turn and leaves after it."""
+    local = sum(stage.engine == LOCAL_ENGINE for stage in ladder.stages)
+    ready = (_fitted(stage, args.at_once, local) if stage.engine == LOCAL_ENGINE else stage for stage in stages)
+    return {stage.name: make_engines((stage,))[stage.name] for stage in ready}
+
+
+def _fitted(stage: Stage, at_once: int, local: int) -> Stage:
+    """A local stage that can write so many answers at once, on as many threads as it has when it serves."""
+    slots = max(at_once, stage.options.get("n_parallel", USUAL_SLOTS))
+    threads = stage.options.get("threads", max(1, available_cores() // local))
+    return replace(stage, options={**stage.options, "n_parallel": slots, "threads": threads})
+
+
+# ── showing ──────────────────────────────────────────────────────────────────
+
+
+class _Display:
+    """Progress on stderr: a bar in a terminal, else a line every two seconds."""
+
+    def __init__(self, is_terminal: bool, plan: Plan) -> None:
+        self.done = 0
+        self.seconds = 0.0
+        self._unit = plan.cost_unit or ""
+        self._began = self._told = time.monotonic()
+        self._bar: Progress | None = None
+        self._task = TaskID(0)
+        if is_terminal:
+            self._bar = Progress(BarColumn(), TextColumn("{task.description}"), console=Console(stderr=True))
+            self._task = self._bar.add_task("loading")
+
+    def __enter__(self) -> _Display:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.seconds = time.monotonic() - self._began
+        if self._bar is not None:
+            self._bar.stop()
+
+    def tell(self, progress: core.Progress) -> None:
+        """Show how far it is."""
+        self.done = progress.done
+        now = time.monotonic()
+        told = told_progress(progress, now - self._began, self._unit)
+        if self._bar is not None:
+            self._bar.update(self._task, completed=progress.done, total=progress.total, description=told)
+        elif now - self._told >= TELL_EVERY_S or progress.done == progress.total:
+            self._told = now
+            sys.stderr.write(told + "\n")
+            sys.stderr.flush()
+
+
+def told_progress(progress: core.Progress, seconds: float, unit: str) -> str:
+    """One line: how many, how fast, how long still, at what cost."""
+    rate = progress.done / seconds if seconds > 0 else 0.0
+    left = f"{(progress.total - progress.done) / rate:.0f} s left" if rate else "? s left"
+    cost = f"cost {progress.spent:.4g} {unit}".rstrip()
+    return f"{progress.done}/{progress.total} · {rate:.1f} requests/s · {left} · {cost}"
+
+
+def _summary(out: str, plan: Plan, collected: Collected, seconds: float) -> list[str]:
+    """What came of it, in a few lines."""
+    rate = collected.calls / seconds if seconds > 0 else 0.0
+    made = f"{collected.calls} calls in {seconds:.1f} s ({rate:.1f} requests/s)"
+    lines = [
+        f"{len(collected.rows)} rows of {len(plan.prompts)} prompts{f' in {out}' if collected.rows else ''}",
+        f"{made}; cost {collected.spent:.4g} {plan.cost_unit or ''}".rstrip(),
+    ]
+    if collected.left_out:
+        reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(collected.left_out.items()))
+        lines.append(f"left out {sum(collected.left_out.values())}: {reasons}")
+    return [*lines, *_by_stage(collected.rows)]
+
+
+def _by_stage(rows: Sequence[outcomes.OutcomeRow]) -> list[str]:
+    quality: dict[str, list[float]] = {}
+    for row in rows:
+        quality.setdefault(row.model, []).append(row.quality)
+    return [f"{stage}: mean quality {fmean(found):.3f} of {len(found)}" for stage, found in quality.items()]

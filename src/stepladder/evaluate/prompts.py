@@ -1,0 +1,136 @@
+"""The prompts that stages are asked for outcomes: from a file of JSON lines, or from graded tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from stepladder.errors import UsageError
+from stepladder.evaluate.tasks import Task
+from stepladder.types import Request
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """One query. ``reference`` is the right answer and ``grader`` who compares with it, where there are such.
+
+    ``where`` says in a message where it came from; the other fields go into the outcomes table as they are.
+    """
+
+    query_id: str
+    messages: tuple[Mapping[str, Any], ...]
+    reference: str | None = None
+    grader: str | None = None
+    dataset: str | None = None
+    subset: str | None = None
+    split: str | None = None
+    group_id: str | None = None
+    family: str | None = None
+    level: str | None = None
+    where: str = ""
+
+    @property
+    def text(self) -> str:
+        """The question."""
+        return Request("", messages=self.messages).text
+
+    @property
+    def is_plain(self) -> bool:
+        """True where the question is all that is sent."""
+        return self.messages == ({"role": "user", "content": self.text},)
+
+
+def from_tasks(tasks: Iterable[Task], dataset: str) -> list[Prompt]:
+    """Graded tasks as prompts."""
+    return [
+        Prompt(
+            query_id=task.query_id,
+            messages=_said(task.prompt),
+            reference=task.answer,
+            grader=task.grader,
+            dataset=dataset,
+            subset=task.family,
+            split=task.split,
+            group_id=task.group_id,
+            family=task.family,
+            level=task.level,
+            where=f"task {task.query_id}",
+        )
+        for task in tasks
+    ]
+
+
+def read_prompts(path: str | Path) -> list[Prompt]:
+    """Prompts from JSON lines; raises UsageError that names the first bad line by number.
+
+    Keys: ``prompt`` or ``messages``, and if wanted ``query_id`` (default: a hash of the messages), ``reference``,
+    ``grader``, ``dataset``, ``subset``, ``split``, ``group_id``, ``family``, ``level``; others are ignored.
+    """
+    found: list[Prompt] = []
+    lines: dict[str, int] = {}
+    for number, line in _lines(Path(path)):
+        where = f"{path}: line {number}"
+        prompt = _prompt(line, where)
+        if prompt.query_id in lines:
+            raise UsageError(f"{where}: the query '{prompt.query_id}' stands on line {lines[prompt.query_id]} already")
+        lines[prompt.query_id] = number
+        found.append(prompt)
+    if not found:
+        raise UsageError(f"{path}: holds no prompts")
+    return found
+
+
+def _said(text: str) -> tuple[Mapping[str, Any], ...]:
+    return ({"role": "user", "content": text},)
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    try:
+        with path.open("rb") as lines:
+            yield from ((number, line) for number, line in enumerate(lines, start=1) if line.strip())
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def _prompt(line: bytes, where: str) -> Prompt:
+    try:
+        values = orjson.loads(line)
+    except orjson.JSONDecodeError as error:
+        raise UsageError(f"{where}: is no JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise UsageError(f"{where}: is no object")
+    messages = _messages(values, where)
+    texts = {name: _text(values, name, where) for name in _TEXTS}
+    query_id = texts.pop("query_id") or f"q-{blake2b(orjson.dumps(messages), digest_size=6).hexdigest()}"
+    return Prompt(query_id=query_id, messages=messages, where=where, **texts)
+
+
+_TEXTS = ("query_id", "reference", "grader", "dataset", "subset", "split", "group_id", "family", "level")
+
+
+def _text(values: Mapping[str, Any], name: str, where: str) -> str | None:
+    """A text that may be missing; a bare number is as good."""
+    value = values.get(name)
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
+    raise UsageError(f"{where}: {name} should be a text, not {value!r}")
+
+
+def _messages(values: Mapping[str, Any], where: str) -> tuple[Mapping[str, Any], ...]:
+    prompt, messages = values.get("prompt"), values.get("messages")
+    if (prompt is None) == (messages is None):
+        raise UsageError(f"{where}: needs either 'prompt' or 'messages'")
+    if messages is None:
+        if not isinstance(prompt, str) or not prompt.strip():
+            raise UsageError(f"{where}: prompt should be a text that is not empty, not {prompt!r}")
+        return _said(prompt)
+    if not isinstance(messages, list) or not messages or not all(isinstance(each, dict) for each in messages):
+        raise UsageError(f"{where}: messages should be a list of objects that is not empty")
+    return tuple(messages)
