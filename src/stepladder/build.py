@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,15 @@ from stepladder import config, plugins
 from stepladder.config import LAMBDA_PRESETS, Settings, StageSettings
 from stepladder.contracts import CostModel, Engine, Featurizer, Forecast, Policy, Predictor, TraceStore
 from stepladder.engines.model_file import verify
-from stepladder.errors import ArtifactError, ConfigError, ModelFileError, Problem, StepladderError, nearest
+from stepladder.errors import (
+    ArtifactError,
+    ConfigError,
+    MissingExtraError,
+    ModelFileError,
+    Problem,
+    StepladderError,
+    nearest,
+)
 from stepladder.hub import is_hub_reference, resolve
 from stepladder.router import Parts, Router
 from stepladder.traces.memory import MemoryTraceStore
@@ -43,10 +52,13 @@ def load(source: str | Path, *, environ: Mapping[str, str] | None = None, overri
     return Stepladder(build(config.read(source, environ=found, overrides=overrides)))
 
 
-def build(settings: Settings, *, store: TraceStore | None = None) -> Router:
-    """A router from settings. Engines are made, not started; a hub model that is not here yet is fetched now."""
+def build(settings: Settings, *, store: TraceStore | None = None, fetch: bool = True) -> Router:
+    """A router from settings. Engines are made, not started; a hub model that is not here yet is fetched now.
+
+    With ``fetch=False`` hub models are left where they are, and the router can decide but not answer.
+    """
     artifact = _artifact(settings)
-    ladder = make_ladder(settings)
+    ladder = make_ladder(settings, fetch=fetch)
     engines = make_engines(ladder.stages)
     costs = _costs(settings, ladder, engines)
     predictor = _predictor(settings, artifact, ladder)
@@ -58,6 +70,7 @@ def build(settings: Settings, *, store: TraceStore | None = None) -> Router:
             predictor=predictor,
             costs=costs,
             policies=make_policies(settings),
+            pinned=plugins.make("policies", "single"),
             store=_store(settings) if store is None else store,
             lam=_lambda(settings, artifact),
             mode=settings.policy.mode,
@@ -69,10 +82,33 @@ def build(settings: Settings, *, store: TraceStore | None = None) -> Router:
 
 def problems(settings: Settings) -> tuple[Problem, ...]:
     """What would keep this from being built, as far as can be told without fetching or loading a model."""
-    found = [*_unknown_names(settings), *_wrong_weights(settings)]
+    found = [*wrong_names(settings.model_dump(by_alias=True), settings.text), *_wrong_weights(settings)]
     if not found:
-        found = [problem for trial in _trials(settings) for problem in _tried(trial, settings)]
-    return tuple(sorted(dict.fromkeys(found), key=lambda problem: problem.line or 0))
+        found = [*_wrong_engines(settings), *(p for trial in _trials(settings) for p in _tried(trial, settings))]
+    first_of = {problem.message: problem for problem in reversed(found)}  # one mistake is told once
+    return tuple(sorted(first_of.values(), key=lambda problem: problem.line or 0))
+
+
+def wrong_names(tree: Mapping[str, Any], text: str) -> list[Problem]:
+    """Parts asked for by a name that nobody registered; ``tree`` may have any shape (see ``config.read``)."""
+    stages = tree.get("stages")
+    listed = stages if isinstance(stages, list | tuple) else ()
+    asked: list[tuple[tuple[str | int, ...], plugins.Kind, Any]] = [
+        *((("stages", index, "engine"), "engines", _key(stage, "engine")) for index, stage in enumerate(listed)),
+        (("policy", "name"), "policies", _key(tree.get("policy"), "name")),
+        (("predictor", "name"), "predictors", _key(tree.get("predictor"), "name")),
+        (("predictor", "features"), "features", _key(tree.get("predictor"), "features")),
+        (("costs", "model"), "costs", _key(tree.get("costs"), "model")),
+    ]
+    return [
+        config.problem(path, f"no such part '{name}'; {nearest(name, plugins.names(kind))}", text)
+        for path, kind, name in asked
+        if isinstance(name, str) and name not in plugins.names(kind)
+    ]
+
+
+def _key(table: Any, key: str) -> Any:
+    return table.get(key) if isinstance(table, Mapping) else None
 
 
 def make_ladder(settings: Settings, *, fetch: bool = True) -> Ladder:
@@ -86,7 +122,7 @@ def make_engines(stages: tuple[Stage, ...]) -> dict[str, Engine]:
     engines: dict[str, Engine] = {}
     for name in dict.fromkeys(stage.engine for stage in stages):
         mine = tuple(stage for stage in stages if stage.engine == name)
-        engine: Engine = plugins.load("engines", name)(mine)
+        engine: Engine = plugins.make("engines", name, mine)
         engines.update({stage.name: engine for stage in mine})
     return {stage.name: engines[stage.name] for stage in stages}
 
@@ -97,8 +133,7 @@ def make_policies(settings: Settings) -> dict[Mode, Policy]:
     policies: dict[Mode, Policy] = {"route": greedy(), "cascade": greedy(cascade=True), "fixed": single()}
     if settings.policy.name != "greedy" or settings.policy.options:
         _check_policy_stages(settings)
-        factory = plugins.load("policies", settings.policy.name)
-        policies[settings.policy.mode] = factory(**settings.policy.options)
+        policies[settings.policy.mode] = plugins.make("policies", settings.policy.name, **settings.policy.options)
     return policies
 
 
@@ -160,7 +195,7 @@ def _featurizer(settings: Settings, artifact: Artifact | None) -> Featurizer:
     asked = settings.predictor.features
     if trained is not None and asked is not None and trained != asked:
         raise ArtifactError(f"predictor.features is '{asked}', but the artifact was trained on '{trained}'")
-    made: Featurizer = plugins.load("features", asked or trained or "paper")()
+    made: Featurizer = plugins.make("features", asked or trained or "paper")
     return made
 
 
@@ -168,7 +203,7 @@ def _predictor(settings: Settings, artifact: Artifact | None, ladder: Ladder) ->
     kind = settings.predictor.name or "prior" if artifact is None else artifact.kind
     params = {} if artifact is None else artifact.params
     arrays = {} if artifact is None else artifact.arrays
-    made: Predictor = plugins.load("predictors", kind)(ladder.names, params, arrays)
+    made: Predictor = plugins.make("predictors", kind, ladder.names, params, arrays)
     return made
 
 
@@ -181,7 +216,7 @@ def _costs(settings: Settings, ladder: Ladder, engines: Mapping[str, Engine]) ->
     if settings.costs.model == "price-list" and ladder.cost_unit != "usd":
         told = f"prices are in usd, but ladder.cost_unit is '{ladder.cost_unit}'; set it to 'usd'"
         raise ConfigError(settings.source, [settings.problem(("costs", "model"), told)])
-    made: CostModel = plugins.load("costs", settings.costs.model)(ladder.stages, _forecast(engines), **options)
+    made: CostModel = plugins.make("costs", settings.costs.model, ladder.stages, _forecast(engines), **options)
     return made
 
 
@@ -215,22 +250,6 @@ def _lambda(settings: Settings, artifact: Artifact | None) -> float:
     raise ConfigError(settings.source, [Problem("policy.lambda", message)])
 
 
-def _unknown_names(settings: Settings) -> list[Problem]:
-    """Parts asked for by a name that nobody registered."""
-    asked: list[tuple[tuple[str | int, ...], plugins.Kind, str | None]] = [
-        *((("stages", index, "engine"), "engines", stage.engine) for index, stage in enumerate(settings.stages)),
-        (("policy", "name"), "policies", settings.policy.name),
-        (("predictor", "name"), "predictors", settings.predictor.name),
-        (("predictor", "features"), "features", settings.predictor.features),
-        (("costs", "model"), "costs", settings.costs.model),
-    ]
-    return [
-        settings.problem(path, f"no such part '{name}'; {nearest(name, plugins.names(kind))}")
-        for path, kind, name in asked
-        if name is not None and name not in plugins.names(kind)
-    ]
-
-
 def _wrong_weights(settings: Settings) -> list[Problem]:
     """Local model files that are missing or no GGUF."""
     found = []
@@ -241,6 +260,27 @@ def _wrong_weights(settings: Settings) -> list[Problem]:
             except ModelFileError as error:
                 found.append(settings.problem(("stages", index, "model"), str(error)))
     return found
+
+
+def _wrong_engines(settings: Settings) -> list[Problem]:
+    """What each stage's engine says against its options, and engines whose extra is not installed."""
+    found = []
+    for index, stage in enumerate(make_ladder(settings, fetch=False).stages):
+        try:
+            plugins.make("engines", stage.engine, (stage,))
+        except ConfigError as error:
+            found += [settings.problem(_place(index, wrong.key), wrong.message) for wrong in error.problems]
+        except StepladderError as error:
+            found.append(settings.problem(("stages", index, "engine"), str(error)))
+        if stage.engine == "llama" and find_spec("xllamacpp") is None:
+            told = str(MissingExtraError("engine 'llama'", "llama"))
+            found.append(settings.problem(("stages", index, "engine"), told))
+    return found
+
+
+def _place(index: int, key: str) -> tuple[str | int, ...]:
+    own = key in StageSettings.model_fields
+    return ("stages", index, key) if own else ("stages", index, "options", key)
 
 
 Trial = tuple[tuple[str, ...], Callable[[], object]]
@@ -261,7 +301,6 @@ def _trials(settings: Settings) -> tuple[Trial, ...]:
     """The steps of ``build``, each for itself, so that one problem does not hide the next."""
     ladder = make_ladder(settings, fetch=False)
     return (
-        (("stages",), lambda: make_engines(ladder.stages)),
         (("policy", "options"), lambda: make_policies(settings)),
         (("policy", "lambda"), lambda: _lambda(settings, _artifact(settings))),
         (("predictor", "artifact"), lambda: _predictor(settings, _artifact(settings), ladder)),

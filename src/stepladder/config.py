@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import re
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,6 +22,9 @@ from stepladder.types import Capability, CostUnit, Mode
 
 PRESETS = Path(__file__).parent / "presets"
 ENV_PREFIX = "STEPLADDER_"
+OWN = ("source", "folder", "text")
+"""Fields of ``Settings`` that say where the settings came from and are no settings themselves."""
+
 LAMBDA_PRESETS: Mapping[str, float] = {"production": 1.5, "balanced": 5.0, "research": 15.0}
 """The paper's §5.1.2 names λ 1-2 for production and 10-20 for research; we take the middles, and 5 as its Table 4.2."""
 
@@ -30,9 +34,7 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]*$")]
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, populate_by_name=True, use_attribute_docstrings=True
-    )
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
 
 
 class LadderSettings(_Frozen):
@@ -176,35 +178,61 @@ class Settings(_Frozen):
 
     def problem(self, path: Sequence[str | int], message: str) -> Problem:
         """A problem of one key, with its line where the file has it."""
-        return Problem(_dotted(path), message, line_of(self.text, path))
+        return problem(path, message, self.text)
 
     @property
     def version(self) -> str:
-        """A short hash of everything set, for the trace."""
-        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:12]
+        """A short hash of everything set, for the trace; the same in every process."""
+        plain = self.model_dump(mode="json")
+        for stage in plain["stages"]:
+            stage["capabilities"].sort()  # a set: its order differs from process to process
+        return hashlib.sha256(orjson.dumps(plain, option=orjson.OPT_SORT_KEYS)).hexdigest()[:12]
 
 
-def read(source: str | Path, *, environ: Mapping[str, str] | None = None, overrides: Sequence[str] = ()) -> Settings:
+Check = Callable[[Mapping[str, Any], str], list[Problem]]
+"""(plain values, text of the file) → more problems: what only somebody who knows the parts can tell."""
+
+
+def read(
+    source: str | Path,
+    *,
+    environ: Mapping[str, str] | None = None,
+    overrides: Sequence[str] = (),
+    check: Check | None = None,
+) -> Settings:
     """Settings from a preset's name or a file, then the environment, then ``section.key=value`` overrides.
 
-    Raises ConfigError with every problem found, each with its key and, where it stands in the file, its line.
+    Raises ConfigError with every problem found, each with its key and, where it stands in the file, its line; those of
+    ``check`` are told together with the shape's.
     """
     path = locate(source)
     text = _text(path)
     try:
         tree = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(str(path), [Problem("file", f"is no valid TOML: {error}")]) from error
-    _merge(tree, _from_environ(environ or {}, str(path)))
+        hint = "; each stage begins with [[stages]], in double brackets" if "('stages',)" in str(error) else ""
+        raise ConfigError(str(path), [Problem("file", f"is no valid TOML: {error}{hint}")]) from error
+    except RecursionError as error:
+        raise ConfigError(str(path), [Problem("file", "is nested too deeply to be read")]) from error
+    _merge(tree, _from_environ(environ or {}, str(path), _secrets(tree)))
     _merge(tree, _from_overrides(overrides, str(path)))
-    return parse(tree, source=str(path), folder=path.parent.resolve(), text=text)
+    return parse(tree, source=str(path), folder=path.parent.resolve(), text=text, check=check)
 
 
-def parse(tree: Mapping[str, Any], *, source: str = "<settings>", folder: Path = Path(), text: str = "") -> Settings:
+def parse(
+    tree: Mapping[str, Any],
+    *,
+    source: str = "<settings>",
+    folder: Path = Path(),
+    text: str = "",
+    check: Check | None = None,
+) -> Settings:
     """Settings from plain values; raises ConfigError."""
     problems = _shape_problems(tree, text)
+    if check is not None:
+        problems += check(tree, text)
     if problems:
-        raise ConfigError(source, problems)
+        raise ConfigError(source, sorted(problems, key=lambda problem: problem.line or 0))
     settings = Settings.model_validate(tree).model_copy(update={"source": source, "folder": folder, "text": text})
     problems = _sense_problems(settings)
     if problems:
@@ -228,6 +256,11 @@ def locate(source: str | Path) -> Path:
         hint = nearest(str(source), presets())
         raise ConfigError(str(source), [Problem("file", f"is neither a file nor a preset; {hint}")])
     return path
+
+
+def problem(path: Sequence[str | int], message: str, text: str) -> Problem:
+    """A problem of one key, with its line where the text has it."""
+    return Problem(_dotted(path), message, line_of(text, path))
 
 
 def line_of(text: str, path: Sequence[str | int]) -> int | None:
@@ -276,11 +309,19 @@ def _value(raw: str) -> Any:
         return raw
 
 
-def _from_environ(environ: Mapping[str, str], source: str) -> dict[str, Any]:
+def _secrets(tree: Mapping[str, Any]) -> set[Any]:
+    """Variables that stages name as the place of their keys: no settings, whatever they are called."""
+    stages = tree.get("stages")
+    listed = stages if isinstance(stages, list) else ()
+    names = (stage.get("api_key_env") for stage in listed if isinstance(stage, Mapping))
+    return {name for name in names if isinstance(name, str)}
+
+
+def _from_environ(environ: Mapping[str, str], source: str, secrets: Container[str]) -> dict[str, Any]:
     tree: dict[str, Any] = {}
     known = _env_names()
     for name, raw in sorted(environ.items()):
-        if not name.startswith(ENV_PREFIX):
+        if not name.startswith(ENV_PREFIX) or name in secrets:
             continue
         if name not in known:
             raise ConfigError(source, [Problem(name, f"no such setting; {nearest(name, sorted(known))}")])
@@ -314,6 +355,8 @@ def _from_overrides(overrides: Iterable[str], source: str) -> dict[str, Any]:
 def _merge(tree: dict[str, Any], extra: Mapping[str, Any]) -> None:
     for section, values in extra.items():
         target = tree.setdefault(section, {})
+        if not isinstance(target, dict):
+            continue  # the shape's check will say that this is no table
         if "lambda" in values:
             target.pop("preset", None)
         if "preset" in values:
@@ -339,10 +382,16 @@ def _keys(model: type[BaseModel]) -> tuple[str, ...]:
 
 
 def _shape_problems(tree: Mapping[str, Any], text: str) -> list[Problem]:
+    ours = [problem((key,), f"unknown key; {nearest(key, _keys(Settings))}", text) for key in OWN if key in tree]
+    if ours:
+        return ours
     try:
         Settings.model_validate(tree)
     except ValidationError as error:
-        return [_problem(dict(detail), text) for detail in error.errors()]
+        details = error.errors()
+        inside = any(detail["loc"][:1] == ("stages",) and len(detail["loc"]) > 1 for detail in details)
+        # Stages that are wrong one by one are left out before they are counted: "too few" would be a false alarm.
+        return [_problem(dict(d), text) for d in details if not (inside and d["loc"] == ("stages",))]
     return []
 
 
@@ -351,6 +400,8 @@ def _problem(detail: Mapping[str, Any], text: str) -> Problem:
     kind = detail["type"]
     if kind == "extra_forbidden":
         message = f"unknown key; {nearest(str(path[-1]), _valid_keys(path[:-1]))}"
+    elif path == ("stages",) and kind != "missing":
+        message = "should be a list of stages: begin each with [[stages]], in double brackets"
     elif kind == "missing":
         message = f"missing; {_model_name(path[:-1])} needs it"
     else:
@@ -395,4 +446,17 @@ def _sense_problems(settings: Settings) -> list[Problem]:
         if stage.name == settings.gateway.model_name:
             problems.append(settings.problem(place, f"'{stage.name}' is the gateway's own model name"))
         seen.add(stage.name)
-    return problems
+    return problems + _falling_costs(settings)
+
+
+def _falling_costs(settings: Settings) -> list[Problem]:
+    priced = [(index, stage) for index, stage in enumerate(settings.stages) if stage.cost is not None]
+    return [
+        settings.problem(
+            ("stages", index, "cost"),
+            f"stages stand from the cheapest to the dearest, but '{stage.name}' ({stage.cost:g}) is cheaper than "
+            f"'{before.name}' ({before.cost:g}) before it",
+        )
+        for (_, before), (index, stage) in pairwise(priced)
+        if before.cost is not None and stage.cost is not None and stage.cost < before.cost
+    ]

@@ -11,9 +11,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cache
 from importlib import metadata
+from inspect import signature
 from typing import Any, Literal
 
-from stepladder.errors import PluginError, nearest
+from stepladder.errors import PluginError, UsageError, nearest
 
 Kind = Literal["engines", "features", "predictors", "policies", "costs"]
 KINDS: tuple[Kind, ...] = ("engines", "features", "predictors", "policies", "costs")
@@ -43,6 +44,17 @@ def load(kind: Kind, name: str) -> Any:
         return found.load()
     except (ImportError, AttributeError) as error:
         raise PluginError(f"the {_singular(kind)} '{name}' ({found.value}) cannot be loaded: {error}") from error
+
+
+def make(kind: Kind, name: str, *args: Any, **options: Any) -> Any:
+    """The part itself. Raises as ``load`` does, and UsageError for options that the part's factory does not take."""
+    factory = load(kind, name)
+    try:
+        signature(factory).bind(*args, **options)
+    except TypeError as error:
+        given = ", ".join(options) or "no options"
+        raise UsageError(f"{_singular(kind)} '{name}' cannot be made with {given}: {error}") from error
+    return factory(*args, **options)
 
 
 def _singular(kind: Kind) -> str:

@@ -11,11 +11,12 @@ said, shows it what came of it, and writes all of that down.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import time
 import uuid
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass, field, replace
 
 from stepladder.contracts import CostModel, Engine, Featurizer, Policy, Predictor, TraceStore
@@ -38,10 +39,14 @@ from stepladder.types import (
     Step,
     Stop,
     Trace,
+    Usage,
     Versions,
     View,
+    message_text,
 )
 
+STEPS_PER_STAGE = 4
+CHARS_PER_TOKEN = 4
 CHARS_PER_TOKEN_MAX = 16
 """No tokenizer in use packs ordinary text denser than this, so chars / 16 is a safe lower bound on tokens."""
 
@@ -50,7 +55,8 @@ CHARS_PER_TOKEN_MAX = 16
 class Parts:
     """What a router is made of; ``build.py`` chooses them, tests hand in fakes.
 
-    ``engines`` maps stage names to engines, ``policies`` maps modes to policies. ``clock`` gives seconds since the
+    ``engines`` maps stage names to engines, ``policies`` maps modes to policies; ``pinned`` serves a request in mode
+    `fixed` that leaves one stage, whatever policy that mode has. ``clock`` gives seconds since the
     epoch, ``timer`` monotonic seconds; ``new_id`` names a decision; ``seed`` feeds the coin.
     """
 
@@ -60,6 +66,7 @@ class Parts:
     predictor: Predictor
     costs: CostModel
     policies: Mapping[Mode, Policy]
+    pinned: Policy | None = None
     store: TraceStore
     lam: float
     mode: Mode = "route"
@@ -76,12 +83,12 @@ class Climb:
 
     id: str
     request: Request
-    stages: tuple[str, ...]
     lam: float
     mode: Mode
-    policy: Policy
     created_at: float
     started: float
+    stages: tuple[str, ...] = ()
+    policy: Policy | None = None
     steps: list[Step] = field(default_factory=list)
     attempts: list[Attempt] = field(default_factory=list)
     kept: Attempt | None = None
@@ -95,15 +102,19 @@ class Router:
         self.parts = parts
 
     async def start(self) -> None:
-        """Start every engine; the first that cannot start raises EngineError or ModelFileError."""
-        for engine in self._engines():
-            await engine.start()
+        """Start every engine. The first that cannot raises EngineError or ModelFileError, and none stays started."""
+        async with AsyncExitStack() as started:
+            for engine in self._engines():
+                await engine.start()
+                started.push_async_callback(engine.close)
+            started.pop_all()
 
     async def close(self) -> None:
-        """Close engines and store; safe to call twice."""
-        for engine in self._engines():
-            await engine.close()
-        self.parts.store.close()
+        """Close engines and store, all of them even where one raises; safe to call twice."""
+        async with AsyncExitStack() as closing:
+            closing.callback(self.parts.store.close)
+            for engine in self._engines():
+                closing.push_async_callback(engine.close)
 
     async def answer(self, request: Request) -> Answer:
         """The fold of ``stream``: the last event. Raises RequestError or AnswerError."""
@@ -121,6 +132,7 @@ class Router:
         """
         climb = self._begin(request)
         try:
+            self._admit(climb)
             while True:
                 step = self._decide(climb)
                 climb.steps.append(step)
@@ -136,11 +148,8 @@ class Router:
                     case Fail(fault):
                         climb.fault = fault
                         break
-        except RequestError as error:
-            climb.fault = Fault("bad_request", str(error))
-            raise
-        except BaseException:  # re-raised: a client that leaves must leave a trace too
-            climb.fault = climb.fault or Fault("cancelled", "the request ended before it was answered")
+        except BaseException as error:  # re-raised: whatever happened, it must leave a trace
+            climb.fault = _fault_of(error)
             raise
         finally:
             trace = self._finish(climb)
@@ -152,29 +161,47 @@ class Router:
     def decide(self, request: Request) -> Trace:
         """The first decision alone: nothing is called and nothing is stored. Raises RequestError."""
         climb = self._begin(request)
+        self._admit(climb)
         climb.steps.append(self._decide(climb))
         return self._finish(climb)
+
+    def policy_for(self, mode: Mode, stages: Sequence[str]) -> Policy:
+        """The policy that decides in this mode where these stages are allowed. Raises RequestError."""
+        if mode == "fixed" and len(stages) == 1 and self.parts.pinned is not None:
+            return self.parts.pinned
+        try:
+            return self.parts.policies[mode]
+        except KeyError:
+            offered = ", ".join(self.parts.policies)
+            raise RequestError(f"mode '{mode}' is not offered by this ladder; valid: {offered}", param="mode") from None
 
     # ── the turns of the loop ────────────────────────────────────────────────
 
     def _begin(self, request: Request) -> Climb:
         parts, dials = self.parts, request.dials
-        mode: Mode = dials.mode or parts.mode
         return Climb(
             id=parts.new_id(),
             request=request,
-            stages=self._allowed(request),
             lam=parts.lam if dials.lam is None else dials.lam,
-            mode=mode,
-            policy=self._policy(mode),
+            mode=dials.mode or parts.mode,
             created_at=parts.clock(),
             started=parts.timer(),
         )
 
+    def _admit(self, climb: Climb) -> None:
+        """Find who may answer; raises RequestError where nobody may, or where there is nothing to answer."""
+        if is_blank(climb.request):
+            param = "messages" if climb.request.prompt is None else "prompt"
+            raise RequestError(f"{param}: the prompt is empty; ask something", param=param)
+        climb.stages = self._allowed(climb.request)
+        climb.policy = self.policy_for(climb.mode, climb.stages)
+
     def _decide(self, climb: Climb) -> Step:
         started = self.parts.timer()
         view = self._view(climb)
-        decision = next_decision(climb.policy, view, climb.steps[-1].decision.action if climb.steps else None)
+        last = climb.steps[-1].decision.action if climb.steps else None
+        assert climb.policy is not None  # noqa: S101 - _admit has set it
+        decision = next_decision(climb.policy, view, last, step=len(climb.steps))
         return Step(view, decision, self.parts.timer() - started)
 
     def _view(self, climb: Climb) -> View:
@@ -183,7 +210,7 @@ class Router:
         costs = {s.name: parts.costs.expected(s, climb.request, history) for s in parts.ladder.stages}
         spent = sum(attempt.cost for attempt in history)
         budget = climb.request.dials.max_cost
-        stages = climb.stages
+        stages = self._roomier(climb.stages, history)
         if budget is not None:
             stages = tuple(name for name in stages if spent + costs[name].resource <= budget)
             if not stages and not history:
@@ -202,15 +229,31 @@ class Router:
         stage = self.parts.ladder[call.stage]
         engine = self.parts.engines[call.stage]
         request = climb.request if call.final else without_stream(climb.request)
-        async with aclosing(engine.generate(request, stage, call.draft)) as events:
-            async for event in events:
-                if isinstance(event, Attempt):
-                    attempt = replace(event, cost=self.parts.costs.billed(stage, event))
-                    climb.attempts.append(attempt)
-                    climb.steps[-1] = replace(climb.steps[-1], attempt=attempt)
-                    yield attempt
-                elif call.final:
-                    yield event
+        began, pieces, made = self.parts.timer(), list[str](), None
+        try:
+            async with aclosing(engine.generate(request, stage, call.draft)) as events:
+                async for event in events:
+                    if isinstance(event, Attempt):
+                        made = event
+                        break
+                    pieces.append(event.text)
+                    if call.final:
+                        yield event
+            made = made or Attempt(stage.name, fault=Fault("protocol", f"stage '{stage.name}': no attempt was made"))
+        except (GeneratorExit, asyncio.CancelledError):
+            made = made or cut_short(request, stage.name, pieces, self.parts.timer() - began)
+            raise
+        finally:
+            if made is not None:
+                made = self._book(climb, stage, made)
+        yield made
+
+    def _book(self, climb: Climb, stage: Stage, made: Attempt) -> Attempt:
+        """Bill an attempt and keep it."""
+        attempt = replace(made, cost=self.parts.costs.billed(stage, made))
+        climb.attempts.append(attempt)
+        climb.steps[-1] = replace(climb.steps[-1], attempt=attempt)
+        return attempt
 
     def _finish(self, climb: Climb) -> Trace:
         parts = self.parts
@@ -220,7 +263,7 @@ class Router:
             request=climb.request,
             ladder=parts.ladder.name,
             stages=parts.ladder.names,
-            policy=climb.policy.name,
+            policy=climb.policy.name if climb.policy else "",
             mode=climb.mode,
             cost_unit=parts.ladder.cost_unit,
             versions=parts.versions,
@@ -249,13 +292,6 @@ class Router:
             raise _no_stage(request, within, reasons)
         return allowed
 
-    def _policy(self, mode: Mode) -> Policy:
-        try:
-            return self.parts.policies[mode]
-        except KeyError:
-            offered = ", ".join(self.parts.policies)
-            raise RequestError(f"mode '{mode}' is not offered by this ladder; valid: {offered}", param="mode") from None
-
     def _bound(self, name: str | None, param: str, *, default: int) -> int:
         if name is None:
             return default
@@ -264,6 +300,16 @@ class Router:
         except KeyError:
             known = self.parts.ladder.names
             raise RequestError(f"{param}: no stage '{name}'; {nearest(name, known)}", param=param) from None
+
+    def _roomier(self, stages: tuple[str, ...], history: tuple[Attempt, ...]) -> tuple[str, ...]:
+        """Stages without those that cannot hold more than one which found the prompt too long."""
+        ladder = self.parts.ladder
+        full = [ladder[a.stage].context for a in history if a.fault is not None and a.fault.kind == "context"]
+        bounds = [context for context in full if context is not None]
+        if not bounds:
+            return stages
+        contexts = {name: ladder[name].context for name in stages}
+        return tuple(name for name, context in contexts.items() if context is None or context > max(bounds))
 
     def _refusal(self, stage: Stage, request: Request) -> str | None:
         missing = request.needs - self.parts.engines[stage.name].capabilities(stage)
@@ -277,8 +323,15 @@ class Router:
         return tuple({id(engine): engine for engine in self.parts.engines.values()}.values())
 
 
-def next_decision(policy: Policy, view: View, last: Action | None) -> Decision:
-    """The policy's decision, but for the one law above it: no climb once part of an answer was sent to the caller."""
+def next_decision(policy: Policy, view: View, last: Action | None, *, step: int = 0) -> Decision:
+    """The policy's decision, but for two laws above it.
+
+    There is no climb once part of an answer was sent to the caller, and a policy that does not come to an end within 4
+    steps for each stage (and 4 more) is ended.
+    """
+    if step >= STEPS_PER_STAGE * len(view.costs) + STEPS_PER_STAGE:
+        fault = Fault("server", f"the policy '{policy.name}' did not come to an end within {step} steps")
+        return Decision(Fail(fault), reason=fault.message)
     if isinstance(last, Call) and last.final and view.attempts:
         attempt = view.attempts[-1]
         if attempt.fault is not None and attempt.first_token_s is not None:
@@ -290,6 +343,40 @@ def coin(seed: int, request_id: str, step: int) -> float:
     """A number in [0, 1) that depends on nothing but its arguments, so that a replay draws the same."""
     digest = hashlib.blake2b(f"{seed}:{request_id}:{step}".encode(), digest_size=8).digest()
     return (int.from_bytes(digest, "big") >> 11) / (1 << 53)
+
+
+def is_blank(request: Request) -> bool:
+    """True where there is nothing to answer: no message, or a last user message that says nothing."""
+    if request.prompt is not None:
+        return not request.prompt.strip()
+    asked = [message for message in request.messages if message.get("role") == "user"]
+    if not asked:
+        return not request.messages
+    content = asked[-1].get("content")
+    if isinstance(content, list) and any(not (isinstance(p, Mapping) and p.get("type") == "text") for p in content):
+        return False  # an image or a sound says something without text
+    return not message_text(asked[-1]).strip()
+
+
+def cut_short(request: Request, stage: str, pieces: Sequence[str], seconds: float) -> Attempt:
+    """The attempt behind a call that was cancelled: what it had written stands, and is billed by estimate.
+
+    A piece counts as a token, and the prompt as a token for four characters; without a piece nothing is known to have
+    been read or written.
+    """
+    usage = Usage(-(-request.chars // CHARS_PER_TOKEN), len(pieces)) if pieces else Usage()
+    fault = Fault("cancelled", "the caller left before the answer was whole")
+    first = seconds if pieces else None
+    return Attempt(stage, "".join(pieces), usage, seconds, first, fault=fault)
+
+
+def _fault_of(error: BaseException) -> Fault:
+    """What a request's trace says of the exception that ended it."""
+    if isinstance(error, RequestError):
+        return Fault("bad_request", str(error))
+    if isinstance(error, GeneratorExit | asyncio.CancelledError | KeyboardInterrupt):
+        return Fault("cancelled", "the request ended before it was answered")
+    return Fault("server", f"{type(error).__name__}: {error}")
 
 
 def without_stream(request: Request) -> Request:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import aclosing
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from stepladder.engines.scripted import ScriptedEngine
-from stepladder.errors import AnswerError, NoStageError, RequestError
+from stepladder.errors import AnswerError, EngineError, NoStageError, RequestError
 from stepladder.evaluate.replay import differences, replay
 from stepladder.policies.fixed import FixedPolicy
 from stepladder.policies.greedy import GreedyPolicy
@@ -18,7 +19,7 @@ from stepladder.policies.single import SinglePolicy
 from stepladder.router import Parts, Router, coin
 from stepladder.testing import FakeCosts, FakeFeaturizer, FakePredictor, MemoryTraceStore, make_ladder, make_request
 from stepladder.traces.codec import decode, encode
-from stepladder.types import Answer, Attempt, Decided, Delta, Dials, Fault, Request
+from stepladder.types import Answer, Attempt, Call, Decided, Decision, Delta, Dials, Fault, Ladder, Request, View
 
 QUALITY = {"small": 0.5, "medium": 0.75, "large": 0.9}
 COSTS = {"small": 1.0, "medium": 1.3, "large": 1.8}
@@ -127,6 +128,10 @@ async def test_a_caller_who_leaves_still_leaves_a_trace():
     (trace,) = router.parts.store.read()
     assert trace.fault is not None
     assert trace.fault.kind == "cancelled"
+    (attempt,) = trace.attempts
+    assert (attempt.stage, attempt.text, attempt.usage.output_tokens) == ("large", "d", 1)
+    assert attempt.fault is not None
+    assert attempt.fault.kind == "cancelled"
 
 
 async def test_cancelling_while_the_engine_works_leaves_a_trace():
@@ -143,6 +148,143 @@ async def test_cancelling_while_the_engine_works_leaves_a_trace():
         await task
     (trace,) = router.parts.store.read()
     assert trace.fault is not None
+    assert [(a.stage, a.fault.kind, a.cost) for a in trace.attempts if a.fault] == [("large", "cancelled", 0.0)]
+
+
+class Mute(ScriptedEngine):
+    """Breaks the contract: ends without an attempt."""
+
+    async def generate(self, request, stage, draft=None):
+        for event in ():
+            yield event
+
+
+async def test_an_engine_that_makes_no_attempt_is_a_fault_and_no_endless_loop():
+    router = make_router()
+    router.parts.engines["large"] = Mute(router.parts.ladder.stages)
+    answer = await router.answer(make_request())
+    assert answer.trace.attempts[0].fault.kind == "protocol"
+    assert answer.stage == "medium"
+
+
+class Stubborn:
+    """Breaks the contract: never comes to an end."""
+
+    name = "stubborn"
+
+    def decide(self, view: View) -> Decision:
+        return Decision(Call("small"))
+
+
+async def test_a_policy_that_never_ends_is_ended():
+    router = make_router(policies={"route": Stubborn()})
+    with pytest.raises(AnswerError, match="the policy 'stubborn' did not come to an end within 16 steps"):
+        await router.answer(make_request())
+
+
+class Failing(FakePredictor):
+    """Raises what it should not."""
+
+    def predict(self, features):
+        raise ValueError("no such thing")
+
+
+async def test_a_bug_is_not_called_a_caller_who_left():
+    router = make_router()
+    broken = Router(replace(router.parts, predictor=Failing(QUALITY)))
+    with pytest.raises(ValueError, match="no such thing"):
+        await broken.answer(make_request())
+    (trace,) = router.parts.store.read()
+    assert (trace.fault.kind, trace.fault.message) == ("server", "ValueError: no such thing")
+
+
+async def test_a_mistake_of_the_callers_does_not_climb():
+    wrong = Fault("bad_request", "temperature must be at most 2", 400)
+    router = make_router({"small": "s", "medium": "m", "large": wrong})
+    with pytest.raises(AnswerError, match="at most 2") as caught:
+        await router.answer(make_request())
+    assert [attempt.stage for attempt in caught.value.trace.attempts] == ["large"]
+
+
+async def test_after_a_prompt_too_long_only_roomier_stages_are_asked():
+    ladder = Ladder("t", tuple(replace(s, context=c) for s, c in zip(make_ladder().stages, (64, 512, 64), strict=True)))
+    full = Fault("context", "too long", 400)
+    router = make_router({"small": "s", "medium": "m", "large": full})
+    answer = await Router(replace(router.parts, ladder=ladder)).answer(make_request())
+    assert [attempt.stage for attempt in answer.trace.attempts] == ["large", "medium"]
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        Request("r"),
+        Request("r", prompt=" \n"),
+        Request("r", messages=({"role": "user", "content": ""},)),
+        Request("r", messages=({"role": "system", "content": "be kind"}, {"role": "user", "content": []})),
+        Request("r", messages=({"role": "user"},)),
+    ],
+)
+async def test_an_empty_prompt_is_refused_and_traced(request_):
+    router = make_router()
+    with pytest.raises(RequestError, match="the prompt is empty"):
+        await router.answer(request_)
+    (trace,) = router.parts.store.read()
+    assert trace.fault.kind == "bad_request"
+
+
+async def test_a_picture_alone_is_no_empty_prompt():
+    content = [{"type": "image_url", "image_url": {"url": "data:,"}}]
+    answer = await make_router().answer(Request("r", messages=({"role": "user", "content": content},)))
+    assert answer.stage == "large"
+
+
+async def test_a_stage_by_name_bypasses_a_policy_of_mode_fixed():
+    router = make_router({"small": "s", "medium": "m", "large": "l"}, policies={"fixed": SinglePolicy(stage="large")})
+    parts = replace(router.parts, pinned=SinglePolicy())
+    answer = await Router(parts).answer(with_dials(mode="fixed", min_stage="small", max_stage="small"))
+    assert answer.stage == "small"
+    assert (await Router(parts).answer(with_dials(mode="fixed"))).stage == "large"
+
+
+# ── starting and closing ─────────────────────────────────────────────────────
+
+
+class Watched(ScriptedEngine):
+    """Counts its starts and closes; may refuse either."""
+
+    def __init__(self, stages, *, refuses: str = "") -> None:
+        super().__init__(stages)
+        self.refuses, self.started, self.closed = refuses, 0, 0
+
+    async def start(self) -> None:
+        if self.refuses == "start":
+            raise EngineError("cannot start")
+        self.started += 1
+
+    async def close(self) -> None:
+        self.closed += 1
+        if self.refuses == "close":
+            raise EngineError("cannot close")
+
+
+def with_engines(*refusals: str) -> tuple[Router, list[Watched]]:
+    router = make_router()
+    engines = [Watched(router.parts.ladder.stages, refuses=r) for r in refusals]
+    return Router(replace(router.parts, engines=dict(zip(QUALITY, engines, strict=True)))), engines
+
+
+async def test_what_was_started_is_closed_where_a_later_engine_cannot_start():
+    router, engines = with_engines("", "", "start")
+    with pytest.raises(EngineError, match="cannot start"):
+        await router.start()
+    assert [engine.closed for engine in engines] == [1, 1, 0]
+
+
+async def test_all_engines_are_closed_where_one_cannot():
+    router, engines = with_engines("", "close", "")
+    with pytest.raises(EngineError, match="cannot close"):
+        await router.close()
+    assert [engine.closed for engine in engines] == [1, 1, 1]
 
 
 # ── who may be asked ─────────────────────────────────────────────────────────

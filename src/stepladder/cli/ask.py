@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from typing import Any
 
 from stepladder.build import build
 from stepladder.cli import options
+from stepladder.errors import UsageError
 from stepladder.sync import Stepladder
 from stepladder.traces.codec import encode
 from stepladder.types import Answer
@@ -24,8 +26,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     prompt = options.read_prompt(args)
     dials = options.dials(args)
-    params = {"max_tokens": args.max_tokens, "temperature": args.temperature}
-    given = {key: value for key, value in params.items() if value is not None}
+    given = _limits(args)
     with Stepladder(build(options.read_settings(args))) as ladder:
         answer = ladder.ask(prompt, **dials, **given)
     _show(answer, args)
@@ -43,12 +44,25 @@ def _show(answer: Answer, args: argparse.Namespace) -> None:
 
 
 def summary(answer: Answer) -> str:
-    """One line: who answered, why, at what cost and in what time."""
+    """One line: who answered, why, at what cost and in what time; before it a line for each stage that failed."""
     trace = answer.trace
-    estimates = trace.steps[0].view.estimates
-    doubt = "" if estimates.calibrated else " (uncalibrated)"
-    called = " → ".join(attempt.stage for attempt in trace.attempts)
-    return (
-        f"[{called}] predicted quality {estimates[answer.stage].mean:.2f}{doubt} · "
-        f"cost {trace.cost:.4g} {trace.cost_unit} · {trace.seconds:.2f} s · {trace.steps[0].decision.reason}"
+    called = [step for step in trace.steps if step.attempt is not None]
+    failed = [f"{a.stage} failed: {a.fault.message}" for a in trace.attempts if a.fault is not None]
+    step = called[trace.answer_index or 0]
+    doubt = "" if step.view.estimates.calibrated else " (uncalibrated)"
+    names = " → ".join(attempt.stage for attempt in trace.attempts)
+    line = (
+        f"[{names}] predicted quality {step.view.estimates[answer.stage].mean:.2f}{doubt} · "
+        f"cost {trace.cost:.4g} {trace.cost_unit} · {trace.seconds:.2f} s · {step.decision.reason}"
     )
+    return "\n".join([*failed, line])
+
+
+def _limits(args: argparse.Namespace) -> dict[str, Any]:
+    """OpenAI's parameters that were given, after a look at their range."""
+    if args.max_tokens is not None and args.max_tokens < 1:
+        raise UsageError(f"--max-tokens: {args.max_tokens} should be at least 1")
+    if args.temperature is not None and not 0 <= args.temperature <= 2:
+        raise UsageError(f"--temperature: {args.temperature:g} should be from 0 to 2")
+    params = {"max_tokens": args.max_tokens, "temperature": args.temperature}
+    return {key: value for key, value in params.items() if value is not None}

@@ -8,6 +8,7 @@ import sys
 from typing import Any
 
 from stepladder import config
+from stepladder.build import wrong_names
 from stepladder.config import Settings
 from stepladder.errors import UsageError
 
@@ -17,6 +18,7 @@ def add_ladder(parser: argparse.ArgumentParser, *, positional: bool = False) -> 
     told = "a preset's name or the path of a ladder.toml (default: nano, the embedded ladder)"
     if positional:
         parser.add_argument("ladder", nargs="?", default="nano", help=told)
+        parser.add_argument("-l", "--ladder", dest="ladder", default=argparse.SUPPRESS, help="the same")
     else:
         parser.add_argument("-l", "--ladder", default="nano", help=told)
     parser.add_argument(
@@ -26,7 +28,7 @@ def add_ladder(parser: argparse.ArgumentParser, *, positional: bool = False) -> 
 
 def add_dials(parser: argparse.ArgumentParser) -> None:
     """PROMPT and the dials of one request."""
-    parser.add_argument("prompt", help="the question; '-' reads it from standard input")
+    parser.add_argument("prompt", nargs="+", help="the question; '-' reads it from standard input")
     parser.add_argument("--lambda", dest="lam", metavar="λ", help="cost units that one unit of quality is worth")
     parser.add_argument("--mode", choices=("route", "cascade", "fixed"))
     parser.add_argument("--min-stage", metavar="STAGE")
@@ -37,7 +39,7 @@ def add_dials(parser: argparse.ArgumentParser) -> None:
 
 def read_settings(args: argparse.Namespace) -> Settings:
     """The settings that the arguments, the environment and the file amount to."""
-    return config.read(args.ladder, environ=os.environ, overrides=args.overrides)
+    return config.read(args.ladder, environ=os.environ, overrides=args.overrides, check=wrong_names)
 
 
 def number(raw: str | None, name: str) -> float | None:
@@ -66,7 +68,8 @@ def dials(args: argparse.Namespace) -> dict[str, Any]:
 
 def read_prompt(args: argparse.Namespace) -> str:
     """The prompt; raises UsageError where it is empty."""
-    prompt = sys.stdin.read() if args.prompt == "-" else str(args.prompt)
+    words: list[str] = args.prompt
+    prompt = sys.stdin.read() if words == ["-"] else " ".join(words)
     if not prompt.strip():
         raise UsageError("PROMPT is empty; give a question, or '-' to read it from standard input")
     return prompt

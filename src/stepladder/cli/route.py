@@ -28,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
         messages=({"role": "user", "content": prompt},),
         dials=Dials(**options.dials(args)),
     )
-    router = build(options.read_settings(args))
+    router = build(options.read_settings(args), fetch=False)
     trace = router.decide(request)
     router.parts.store.close()
     if args.json:

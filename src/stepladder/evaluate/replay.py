@@ -29,7 +29,7 @@ def replay(trace: Trace, policy: Policy) -> Iterator[Replayed]:
     """Every recorded view put to the policy again, through the same rule that the live loop uses."""
     last: Action | None = None
     for number, step in enumerate(trace.steps):
-        yield Replayed(trace.id, number, step.decision, next_decision(policy, step.view, last))
+        yield Replayed(trace.id, number, step.decision, next_decision(policy, step.view, last, step=number))
         last = step.decision.action
 
 

@@ -16,7 +16,13 @@ def last_fault(view: View) -> Fault | None:
 
 
 def untried(view: View) -> tuple[str, ...]:
-    """Allowed stages that no attempt was made at, cheapest first."""
+    """Allowed stages that no attempt was made at, cheapest first.
+
+    None are left after a ``bad_request``: what one server calls a mistake of the caller's the next would too, and a
+    caller must not be able to call a whole ladder with one wrong parameter.
+    """
+    if any(attempt.fault is not None and attempt.fault.kind == "bad_request" for attempt in view.attempts):
+        return ()
     tried = {attempt.stage for attempt in view.attempts}
     return tuple(stage for stage in view.stages if stage not in tried)
 
