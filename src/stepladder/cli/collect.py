@@ -91,6 +91,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _kept(journal: Path) -> str:
+    if not journal.exists():
+        return "Nothing was answered yet."
     return f"What was answered is kept in {journal}; the same command goes on from there."
 
 
@@ -160,6 +162,9 @@ def _from_traces(args: argparse.Namespace) -> _Job:
     found = _harvest(args)
     ladder, costs = _ladder(args)
     judge = None if args.judge is None else _judge(args, ladder)
+    if judge is not None and ladder.cost_unit != found.cost_unit:
+        units = f"the traces' costs are in {found.cost_unit}, those of the judge's ladder in {ladder.cost_unit}"
+        raise UsageError(f"--judge: {units}; name a ladder of the same unit with -l")
     plan = Plan(
         prompts=found.prompts,
         stages=(),
@@ -204,7 +209,8 @@ def _params(args: argparse.Namespace) -> dict[str, Any]:
 def _ladder(args: argparse.Namespace) -> tuple[Ladder, CostModel]:
     """The ladder and its prices; nothing is predicted or decided here, so neither predictor nor λ is asked for."""
     settings = options.read_settings(args)
-    bare = settings.model_copy(update={"policy": PolicySettings(lam=0.0), "predictor": PredictorSettings()})
+    policy = PolicySettings.model_validate({"lambda": 0.0})
+    bare = settings.model_copy(update={"policy": policy, "predictor": PredictorSettings()})
     parts = build(bare, store=MemoryTraceStore()).parts
     return parts.ladder, parts.costs
 
@@ -236,11 +242,11 @@ def _judge(args: argparse.Namespace, ladder: Ladder) -> Stage:
 def _engines(args: argparse.Namespace, ladder: Ladder, stages: Iterable[Stage]) -> dict[str, Engine]:
     """An engine for each stage alone, so that a local model is loaded for its turn and leaves after it."""
     local = sum(stage.engine == LOCAL_ENGINE for stage in ladder.stages)
-    ready = (_fitted(stage, args.at_once, local) if stage.engine == LOCAL_ENGINE else stage for stage in stages)
+    ready = (fitted(stage, args.at_once, local) if stage.engine == LOCAL_ENGINE else stage for stage in stages)
     return {stage.name: make_engines((stage,))[stage.name] for stage in ready}
 
 
-def _fitted(stage: Stage, at_once: int, local: int) -> Stage:
+def fitted(stage: Stage, at_once: int, local: int) -> Stage:
     """A local stage that can write so many answers at once, on as many threads as it has when it serves."""
     slots = max(at_once, stage.options.get("n_parallel", USUAL_SLOTS))
     threads = stage.options.get("threads", max(1, available_cores() // local))

@@ -131,7 +131,8 @@ async def collect(plan: Plan, means: Means) -> Collected:
     run.total = run.calls + len(verdicts)
     await run.make(verdicts)
     rows, left_out = table(plan, run.kept, run.faults)
-    return Collected(rows, left_out, run.calls, run.spent, run.is_full and run.calls < run.total)
+    hit_cap = run.is_full and run.calls < len(answers) + len(verdicts)
+    return Collected(rows, left_out, run.calls, run.spent, hit_cap)
 
 
 # ── what is to be asked ──────────────────────────────────────────────────────
