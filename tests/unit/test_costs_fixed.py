@@ -67,6 +67,7 @@ def test_fixed_bills_answers_and_what_was_written() -> None:
     assert costs.billed(STAGES[1], Attempt("medium", text="")) == 2.0
     assert costs.billed(STAGES[1], Attempt("medium", usage=Usage(5, 0), fault=fault)) == 0.0
     assert costs.billed(STAGES[1], Attempt("medium", usage=Usage(5, 3), fault=fault)) == 2.0
+    assert costs.billed(STAGES[1], Attempt("medium", "half an ans", fault=fault)) == 2.0
 
 
 def test_fixed_lists_every_stage_without_a_cost() -> None:

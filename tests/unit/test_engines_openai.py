@@ -12,8 +12,13 @@ import pytest
 from aiohttp import web
 
 from openai_server import CHUNKS, FakeServer, Handler, chunk, good, reply, says, serving, sse, stalls
+from stepladder.costs.fixed import FixedCosts
+from stepladder.costs.measured import MeasuredCosts, StageTiming
+from stepladder.costs.price_list import PriceListCosts
+from stepladder.engines.estimate import usage_of
 from stepladder.engines.openai import OpenAIEngine
 from stepladder.errors import ConfigError, EngineError
+from stepladder.testing import make_ladder, no_forecast
 from stepladder.types import Attempt, Delta, EngineEvent, Fault, Request, Stage, Usage
 
 CHAT = Request("r", ({"role": "user", "content": "What is 2+2?"},))
@@ -252,6 +257,36 @@ async def test_streams_that_go_wrong_keep_what_came(data: bytes, kind: str, text
     assert attempt.fault is not None
     assert (attempt.fault.kind, attempt.text) == (kind, text)
     assert (attempt.first_token_s is not None) == bool(text)
+
+
+async def test_what_a_broken_stream_wrote_is_counted() -> None:
+    """One token a piece, or one for four characters; the prompt by its characters; nothing written, nothing counted."""
+
+    async def usage(*events: dict[str, Any]) -> Usage:
+        attempt = await ask(says(sse(events, done=False)), STREAM)
+        assert attempt.fault is not None
+        return attempt.usage
+
+    prompt = -(-len(CHAT.text) // 4)
+    assert await usage(*CHUNKS[:3]) == Usage(prompt, 2)
+    assert await usage(chunk({"content": "x" * 41})) == Usage(prompt, 11)
+    assert await usage(chunk({"reasoning_content": "hm"}), chunk({"content": "b"}, index=1)) == Usage(prompt, 2)
+    call = {"index": 0, "id": "call-0123456789", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    assert await usage(chunk({"tool_calls": [call]})) == Usage(prompt, 1)
+    assert await usage(CHUNKS[0]) == Usage()
+    counted = {**CHUNKS[1], "usage": {"prompt_tokens": 9, "completion_tokens": 7}}
+    assert await usage(counted) == Usage(9, 7)
+
+
+async def test_a_broken_stream_is_billed_by_every_cost_model() -> None:
+    attempt = await ask(says(sse(CHUNKS[:3], done=False)), STREAM)
+    stages = make_ladder("small", price_in=1e6, price_out=1e6).stages
+    timing = StageTiming(1.0, 1.0, 1.0, prompt_tokens=1, output_tokens=1)
+    measured = MeasuredCosts(stages, no_forecast, params={"stages": {"small": timing}}, cost_unit="gpu_s")
+    assert attempt.usage == usage_of(STREAM, "foür", 2)
+    assert FixedCosts(stages, no_forecast).billed(stages[0], attempt) == stages[0].cost
+    assert PriceListCosts(stages, no_forecast).billed(stages[0], attempt) == pytest.approx(3 + 2)
+    assert measured.billed(stages[0], attempt) == pytest.approx(1 + 3 + 2)
 
 
 async def test_a_stream_may_end_with_done_or_with_a_finish_reason() -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from stepladder.contracts import Forecast
 from stepladder.costs.settings import price, settings_version, stage_prices
-from stepladder.costs.tokens import TYPICAL_OUTPUT, expected_seconds, expected_tokens
+from stepladder.costs.tokens import TYPICAL_OUTPUT, expected_seconds, expected_tokens, is_work
 from stepladder.errors import UsageError, nearest, refuse_unknown
 from stepladder.types import Attempt, Cost, Request, Stage
 
@@ -58,7 +58,7 @@ class FixedCosts:
 
     def billed(self, stage: Stage, attempt: Attempt) -> float:
         """The stage's number where it answered or wrote anything, else 0."""
-        return self._costs[stage.name] if attempt.is_answer or attempt.usage.output_tokens else 0.0
+        return self._costs[stage.name] if is_work(attempt) else 0.0
 
 
 def _costs(stages: tuple[Stage, ...], vector: str | Sequence[float] | None) -> dict[str, float]:

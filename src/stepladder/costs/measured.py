@@ -18,7 +18,7 @@ from stepladder.costs.timing import (
     timing_rows,
     timings_from,
 )
-from stepladder.costs.tokens import expected_tokens
+from stepladder.costs.tokens import expected_tokens, is_work
 from stepladder.errors import UsageError, nearest, refuse_unknown
 from stepladder.types import Attempt, Cost, CostUnit, EngineCost, Request, Stage
 
@@ -89,9 +89,9 @@ class MeasuredCosts:
 
     def billed(self, stage: Stage, attempt: Attempt) -> float:
         """Cost of the tokens used; 0 for an attempt that neither answered nor wrote anything."""
-        usage = attempt.usage
-        if not attempt.is_answer and not usage.output_tokens:
+        if not is_work(attempt):
             return 0.0
+        usage = attempt.usage
         seconds = self._timings[stage.name].seconds(usage.prompt_tokens, usage.output_tokens)
         return seconds * stage.gpus * self._per_device_s
 

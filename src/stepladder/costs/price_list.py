@@ -16,8 +16,9 @@ class PriceListCosts:
     """usd from ``Stage.price_in`` and ``Stage.price_out`` (for a million tokens).
 
     Expected: a token for every four characters, and ``typical_output`` tokens to an answer or the caller's limit, if
-    that is lower. Billed: the tokens that the server counted; one that reports no usage bills 0. Tokens read from a
-    cache are billed like any other, which is never too little. ``latency_price`` is in usd a second.
+    that is lower. Billed: the tokens that the server counted, or the engine's estimate for an answer that broke off
+    before; an answer whose server reports no usage bills 0. Tokens read from a cache are billed like any other, which
+    is never too little. ``latency_price`` is in usd a second.
 
     Raises ConfigError for stages without prices, UsageError for options that it does not have.
     """

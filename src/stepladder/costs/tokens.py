@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import ceil
 
 from stepladder.contracts import Forecast
-from stepladder.types import Request, Stage
+from stepladder.types import Attempt, Request, Stage
 
 CHARS_PER_TOKEN = 4.0
 """The usual rule of thumb for English text; measured costs bring their own."""
@@ -37,3 +37,8 @@ def expected_seconds(forecast: Forecast, stage: Stage, tokens: tuple[int, int]) 
     """The engine's own forecast in seconds; 0 where it has nothing to go by yet."""
     found = forecast(stage, *tokens)
     return 0.0 if found is None else found.seconds
+
+
+def is_work(attempt: Attempt) -> bool:
+    """True where there is something to bill: an answer, or a failure that wrote a part of one."""
+    return attempt.is_answer or attempt.usage.output_tokens > 0 or bool(attempt.text)

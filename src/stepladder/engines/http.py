@@ -12,9 +12,10 @@ from typing import Any
 import aiohttp
 
 from stepladder.engines import wire
+from stepladder.engines.estimate import usage_of
 from stepladder.engines.options import Options
 from stepladder.engines.sse import SSEParser
-from stepladder.types import Delta, EngineEvent, Fault, Request
+from stepladder.types import Attempt, Delta, EngineEvent, Fault, Request, Usage
 
 DONE = b"[DONE]"
 KEEP_ALIVE_S = 4.0
@@ -98,7 +99,8 @@ async def exchange(
     """Ask, and yield what ``Engine.generate`` yields: deltas where the request streams, then one attempt.
 
     Closing the generator early, or cancelling the task that reads it, closes the connection at once, which is how
-    servers learn that nobody waits. ``seconds`` counts from here.
+    servers learn that nobody waits. ``seconds`` counts from here. The usage of a stream that broke off before its
+    server counted is estimated (``estimate.usage_of``): what was written is paid for.
     """
     call = _Call(session, target, request)
     fault = None
@@ -110,7 +112,7 @@ async def exchange(
         fault = error.fault
     except aiohttp.ClientError as error:
         fault = Fault("connect", f"the connection to {target.base_url} failed: {_described(error)}")
-    yield call.reply.attempt(call.elapsed, _redacted(fault, target))
+    yield call.attempt(_redacted(fault, target))
 
 
 class _Call:
@@ -124,6 +126,14 @@ class _Call:
     @property
     def elapsed(self) -> float:
         return time.perf_counter() - self.started
+
+    def attempt(self, fault: Fault | None) -> Attempt:
+        """What came of it."""
+        attempt = self.reply.attempt(self.elapsed, fault)
+        if fault is None:
+            return attempt
+        written = self.reply.written
+        return replace(attempt, usage=_larger(attempt.usage, usage_of(self.request, "".join(written), len(written))))
 
     async def deltas(self) -> AsyncGenerator[Delta, None]:
         """The pieces of the answer; ``reply`` holds the whole. Raises WireError and aiohttp.ClientError."""
@@ -245,6 +255,15 @@ def _expect_type(response: aiohttp.ClientResponse, wanted: str) -> None:
     found = response.headers.get("Content-Type")
     if found is not None and wanted not in found.lower():
         raise wire.protocol_error(f"the server answered with {found}, not {wanted}", response.status)
+
+
+def _larger(told: Usage, estimated: Usage) -> Usage:
+    """A server may have counted for a part, such as one choice of two, before it broke off."""
+    return Usage(
+        max(told.prompt_tokens, estimated.prompt_tokens),
+        max(told.output_tokens, estimated.output_tokens),
+        told.cached_tokens,
+    )
 
 
 def _described(error: aiohttp.ClientError) -> str:

@@ -88,7 +88,10 @@ def _plain(value: Any) -> Any:
 
 @dataclass(slots=True)
 class Reply:
-    """An answer as it builds up; ``attempt`` can be asked of it at any time."""
+    """An answer as it builds up; ``attempt`` can be asked of it at any time.
+
+    ``written`` holds what each streamed piece showed, of every choice: text, reasoning, a tool's arguments.
+    """
 
     stage: str
     texts: list[str] = field(default_factory=list)
@@ -97,6 +100,7 @@ class Reply:
     finish_reason: str | None = None
     first_token_s: float | None = None
     raw: Mapping[str, Any] | None = None
+    written: list[str] = field(default_factory=list)
 
     def attempt(self, seconds: float, fault: Fault | None = None) -> Attempt:
         """What has come so far, as an attempt."""
@@ -131,7 +135,8 @@ class Reply:
         if not isinstance(choices, list):
             raise protocol_error("a chunk of the server's stream has no choices")
         self._read_usage(chunk)
-        if self.first_token_s is None and any(map(_shows_something, choices)):
+        self.written.extend(_words(choice) for choice in choices if _shows_something(choice))
+        if self.first_token_s is None and self.written:
             self.first_token_s = seconds
         return Delta(self._read_choice(_choice_zero(choices), "delta"), chunk)
 
@@ -184,6 +189,27 @@ def _shows_something(choice: Any) -> bool:
     if isinstance(delta, dict):
         return any(value for key, value in delta.items() if key != "role")
     return bool(choice.get("text"))
+
+
+def _words(choice: Mapping[str, Any]) -> str:
+    """All that a chunk's choice shows, in one string."""
+    delta = choice.get("delta")
+    if not isinstance(delta, dict):
+        return str(choice.get("text") or "")
+    return "".join(_strings([value for key, value in delta.items() if key != "role"]))
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """What a model wrote among a delta's values; ids and types are the server's words."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list):
+        for item in value:
+            yield from _strings(item)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            if key not in ("id", "type"):
+                yield from _strings(item)
 
 
 def _logprobs(logprobs: Any) -> Iterator[float]:
