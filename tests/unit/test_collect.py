@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from stepladder.cli import main
 from stepladder.cli.collect import fitted, told_progress
+from stepladder.engines.replay import read_answers
 from stepladder.engines.scripted import ScriptedEngine
 from stepladder.errors import EngineError, UsageError
 from stepladder.evaluate import outcomes
@@ -234,6 +235,16 @@ def test_an_entry_comes_back_as_it_was(tmp_path):
         journal.append(entry)
     with Journal(tmp_path / "j") as journal:
         assert journal.entries == [entry]
+
+
+def test_a_full_disk_is_told(bench, monkeypatch):
+    def full(file: int, data: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    bench.run()
+    monkeypatch.setattr("stepladder.evaluate.journal.os.write", full)
+    with pytest.raises(UsageError, match="journal: cannot be written: No space left"):
+        bench.run(replace(PLAN, prompts=[*PROMPTS, replace(PROMPTS[0], query_id="new")]))
 
 
 # ── faults and caps ──────────────────────────────────────────────────────────
@@ -553,6 +564,18 @@ def test_collect_names_the_first_prompt_without_a_reference(words, tmp_path, cap
     told = capsys.readouterr().err
     assert "line 2" in told
     assert "or --judge STAGE, or --agreement" in told
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_a_collected_table_can_be_replayed(bench, tmp_path, suffix):
+    many = replace(PROMPTS[0], query_id="m", messages=({"role": "system", "content": "s"}, *PROMPTS[1].messages))
+    found = bench.run(replace(PLAN, prompts=[*PROMPTS[2:], many]))
+    path = tmp_path / f"t{suffix}"
+    outcomes.write(found.rows, path)
+    answers = read_answers(str(path))
+    assert {key: attempt.text for key, attempt in answers.items()} == {
+        (row.prompt, row.model): row.response for row in found.rows
+    }
 
 
 def test_progress_in_one_line():

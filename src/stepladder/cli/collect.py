@@ -81,8 +81,6 @@ def run(args: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         sys.stderr.write(f"interrupted. {_kept(journal_path)}\n")
         return 130
-    except OSError as error:
-        raise UsageError(f"{journal_path}: cannot be written: {error.strerror or error}") from error
     except StepladderError:
         if display.done:
             sys.stderr.write(_kept(journal_path) + "\n")

@@ -61,8 +61,11 @@ class Journal:
             raise
 
     def append(self, entry: Entry) -> None:
-        """Write one entry. Raises OSError where the disk is full."""
-        self._write(orjson.dumps(asdict(entry), option=orjson.OPT_APPEND_NEWLINE))
+        """Write one entry. Raises UsageError where the disk is full or gone."""
+        try:
+            self._write(orjson.dumps(asdict(entry), option=orjson.OPT_APPEND_NEWLINE))
+        except OSError as error:
+            raise UsageError(f"{self.path}: cannot be written: {error.strerror or error}") from error
 
     def close(self) -> None:
         """Bring everything to the disk and close; a journal that nothing was written to is removed."""
