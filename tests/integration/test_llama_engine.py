@@ -112,6 +112,16 @@ async def test_answers(model: Path) -> None:
     assert not is_running(pid)
 
 
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("raw", [False, True])
+async def test_every_choice_is_counted(model: Path, streamed: bool, raw: bool) -> None:
+    where = stage(model)
+    params = {**GREEDY, "n": 2, "stream": streamed}
+    asked = Request("r", prompt="hi", params=params) if raw else request(**params)
+    async with running(where) as engine:
+        assert (await attempt(engine, where, asked)).usage.output_tokens == 2 * GREEDY["max_tokens"]
+
+
 async def test_calls_one_after_another(model: Path) -> None:
     """The server closes connections after streams without saying so."""
     where = stage(model)

@@ -303,6 +303,39 @@ async def test_tool_calls_count_as_shown_and_other_choices_do_not_mix_in() -> No
     assert (attempt.text, attempt.finish_reason) == ("foür", "stop")
 
 
+def choices_of(*texts: str, tokens: int, alone: bool) -> dict[str, Any]:
+    """A whole reply; ``alone``: its usage counts the first choice, as llama.cpp's does."""
+    choices = [{"index": i, "message": {"content": text}, "finish_reason": "stop"} for i, text in enumerate(texts)]
+    usage = {"prompt_tokens": 9, "completion_tokens": tokens}
+    return {"choices": choices, "usage": usage, **({"timings": {"predicted_n": tokens}} if alone else {})}
+
+
+async def test_further_choices_are_counted_where_the_server_counts_one() -> None:
+    async def tokens(body: dict[str, Any]) -> int:
+        return (await ask(says(json.dumps(body).encode(), "application/json"))).usage.output_tokens
+
+    assert await tokens(choices_of("four", "five to six", tokens=8, alone=False)) == 8
+    assert await tokens(choices_of("four", tokens=8, alone=True)) == 8
+    assert await tokens(choices_of("four", "five to six", tokens=8, alone=True)) == 8 + 22
+    assert await tokens(choices_of("", "five to six", tokens=8, alone=True)) == 8 + 3
+    told = choices_of("four", "five", tokens=8, alone=True)
+    told["choices"][1]["logprobs"] = {"content": [{"logprob": -1.0}] * 5}
+    assert await tokens(told) == 8 + 5
+
+
+async def test_streams_of_several_choices_are_counted_whole() -> None:
+    def count(tokens: int, *, alone: bool) -> dict[str, Any]:
+        return choices_of(tokens=tokens, alone=alone)
+
+    async def tokens(*events: dict[str, Any]) -> int:
+        return (await ask(says(sse(events)), STREAM)).usage.output_tokens
+
+    both = [*CHUNKS, chunk({"content": "b"}, "stop", index=1)]
+    assert await tokens(*both, count(3, alone=True), count(2, alone=True)) == 5
+    assert await tokens(*CHUNKS, count(3, alone=True), count(3, alone=True)) == 3  # one choice, counted twice over
+    assert await tokens(*both, count(5, alone=False), count(5, alone=False)) == 5
+
+
 # ── when nothing, or too little, comes ───────────────────────────────────────
 
 

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from math import ceil
 from typing import Any
 
 import orjson
 
+from stepladder.engines.estimate import tokens_of
 from stepladder.types import Attempt, Delta, Fault, FaultKind, Request, Usage, message_text
 
 CONTEXT_CODES = ("context_length_exceeded", "exceed_context_size_error")
@@ -91,6 +93,10 @@ class Reply:
     """An answer as it builds up; ``attempt`` can be asked of it at any time.
 
     ``written`` holds what each streamed piece showed, of every choice: text, reasoning, a tool's arguments.
+
+    Where several choices were asked for (``n``), llama.cpp counts the output tokens of each alone: a stream's counts
+    are added up, and in a whole reply, which brings the first one's, the others are counted by their log probabilities
+    or estimated. Other servers count all choices together.
     """
 
     stage: str
@@ -101,6 +107,8 @@ class Reply:
     first_token_s: float | None = None
     raw: Mapping[str, Any] | None = None
     written: list[str] = field(default_factory=list)
+    choices: set[int] = field(default_factory=set)
+    counts_alone: list[int] = field(default_factory=list)
 
     def attempt(self, seconds: float, fault: Fault | None = None) -> Attempt:
         """What has come so far, as an attempt."""
@@ -125,7 +133,10 @@ class Reply:
             raise protocol_error("the server's reply has no choices")
         self.raw = reply
         self._read_usage(reply)
-        self._read_choice(_choice_zero(choices), "message")
+        if _counts_one_choice(reply):
+            further = _further_tokens(choices, self.usage.output_tokens)
+            self.usage = replace(self.usage, output_tokens=self.usage.output_tokens + further)
+        self._read_choice(_choice_zero(choices))
 
     def read_chunk(self, data: bytes, seconds: float) -> Delta:
         """Take one chunk of a stream, which came ``seconds`` after the start. Raises WireError."""
@@ -134,16 +145,18 @@ class Reply:
         choices = chunk.get("choices")
         if not isinstance(choices, list):
             raise protocol_error("a chunk of the server's stream has no choices")
+        self.choices.update(_index(choice) for choice in choices)
         self._read_usage(chunk)
+        if _counts_one_choice(chunk):
+            self.counts_alone.append(self.usage.output_tokens)
+            self.usage = replace(self.usage, output_tokens=sum(self.counts_alone[-max(1, len(self.choices)) :]))
         self.written.extend(_words(choice) for choice in choices if _shows_something(choice))
         if self.first_token_s is None and self.written:
             self.first_token_s = seconds
-        return Delta(self._read_choice(_choice_zero(choices), "delta"), chunk)
+        return Delta(self._read_choice(_choice_zero(choices)), chunk)
 
-    def _read_choice(self, choice: Mapping[str, Any], key: str) -> str:
-        inner = choice.get(key)
-        found = message_text(inner) if isinstance(inner, Mapping) else choice.get("text")
-        text = found if isinstance(found, str) else ""
+    def _read_choice(self, choice: Mapping[str, Any]) -> str:
+        text = _text(choice)
         if text:
             self.texts.append(text)
         self.finish_reason = choice.get("finish_reason") or self.finish_reason
@@ -176,9 +189,40 @@ def _object(data: bytes) -> Mapping[str, Any]:
 
 def _choice_zero(choices: list[Any]) -> Mapping[str, Any]:
     for choice in choices:
-        if isinstance(choice, dict) and choice.get("index", 0) == 0:
+        if isinstance(choice, dict) and _index(choice) == 0:
             return choice
     return {}
+
+
+def _index(choice: Any) -> int:
+    index = choice.get("index", 0) if isinstance(choice, dict) else 0
+    return index if isinstance(index, int) else 0
+
+
+def _counts_one_choice(reply: Mapping[str, Any]) -> bool:
+    """True for llama.cpp's usage: it brings the timings of one choice, of as many tokens as the usage says."""
+    usage, timings = reply.get("usage"), reply.get("timings")
+    if not isinstance(usage, Mapping) or not isinstance(timings, Mapping):
+        return False
+    return usage.get("completion_tokens") == timings.get("predicted_n")
+
+
+def _further_tokens(choices: list[Any], first_tokens: int) -> int:
+    """Output tokens of all choices but the first; estimated at the first one's characters a token where not told."""
+    first_chars = len(_text(_choice_zero(choices)))
+    total = 0
+    for choice in choices:
+        if isinstance(choice, dict) and _index(choice) != 0:
+            told, text = len(list(_logprobs(choice.get("logprobs")))), _text(choice)
+            total += told or (ceil(len(text) * first_tokens / first_chars) if first_chars else tokens_of(text))
+    return total
+
+
+def _text(choice: Mapping[str, Any]) -> str:
+    """The text of a whole reply's choice, or of a chunk's."""
+    inner = choice.get("message", choice.get("delta"))
+    found = message_text(inner) if isinstance(inner, Mapping) else choice.get("text")
+    return found if isinstance(found, str) else ""
 
 
 def _shows_something(choice: Any) -> bool:
