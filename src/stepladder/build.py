@@ -84,9 +84,10 @@ def problems(settings: Settings) -> tuple[Problem, ...]:
     """What would keep this from being built, as far as can be told without fetching or loading a model."""
     found = [*wrong_names(settings.model_dump(by_alias=True), settings.text), *_wrong_weights(settings)]
     if not found:
-        found = [*_wrong_engines(settings), *(p for trial in _trials(settings) for p in _tried(trial, settings))]
-    first_of = {problem.message: problem for problem in reversed(found)}  # one mistake is told once
-    return tuple(sorted(first_of.values(), key=lambda problem: problem.line or 0))
+        tried = [problem for trial in _trials(settings) for problem in _tried(trial, settings)]
+        once = {problem.message: problem for problem in reversed(tried)}  # several steps stumble over one mistake
+        found = [*_wrong_engines(settings), *once.values()]
+    return tuple(sorted(dict.fromkeys(found), key=lambda problem: problem.line or 0))
 
 
 def wrong_names(tree: Mapping[str, Any], text: str) -> list[Problem]:

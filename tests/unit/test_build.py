@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import stepladder
-from stepladder import config
+from stepladder import config, plugins
 from stepladder.build import build, make_engines, problems
 from stepladder.errors import ArtifactError, ConfigError, PluginError, UsageError
 from stepladder.predictors.artifact import Artifact, save
@@ -113,6 +113,19 @@ def test_what_cannot_be_built_is_told(tables, told):
     with pytest.raises((PluginError, UsageError, ArtifactError), match=told):
         build(wrong)
     assert any(told in str(problem) for problem in problems(wrong))
+
+
+def test_options_that_a_plug_in_does_not_take(monkeypatch):
+    class Picky:
+        name = "picky"
+
+        def __init__(self, floor: float = 0.5) -> None:
+            self.floor = floor
+
+    monkeypatch.setattr("stepladder.plugins.load", lambda kind, name: Picky)
+    with pytest.raises(UsageError, match="policy 'picky' cannot be made with flor: got an unexpected keyword"):
+        plugins.make("policies", "picky", flor=1.0)
+    assert plugins.make("policies", "picky", floor=0.7).floor == 0.7
 
 
 def test_an_engine_that_nobody_knows():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -119,6 +120,9 @@ def test_a_model_file_that_is_none(tmp_path, capsys):
         (["ask", "-l", "LADDER", "--lambda", "nan", "x"], "--lambda: 'nan' is not"),
         (["ask", "-l", "LADDER", "--max-cost", "-1", "x"], "--max-cost: '-1' is not"),
         (["ask", "-l", "LADDER", " \n"], "PROMPT is empty"),
+        (["ask", "-l", "LADDER", "--max-tokens", "0", "x"], "--max-tokens: 0 should be at least 1"),
+        (["ask", "-l", "LADDER", "--temperature", "9", "x"], "--temperature: 9 should be from 0 to 2"),
+        (["ask", "-l", "LADDER", "--temperature", "nan", "x"], "--temperature: nan should be from 0 to 2"),
         (["ask", "-l", "LADDER", "--max-stage", "hgh", "x"], "did you mean 'high'?"),
         (["ask", "-l", "LADDER", "--max-cost", "0.1", "x"], "the cheapest, 'low', takes 1"),
         (["ask", "-l", "absent.toml", "x"], "is neither a file nor a preset"),
@@ -175,3 +179,81 @@ def test_importing_the_package_costs_the_standard_library_only():
     heavy = ["numpy", "pydantic", "aiohttp", "starlette", "rich", "orjson", "xllamacpp", "sklearn"]
     done = subprocess.run([sys.executable, "-c", script, *heavy], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_several_words_are_one_question(ladder, capsys):
+    assert main(["ask", "--json", "-l", ladder, "hello", "world"]) == 0
+    assert json.loads(capsys.readouterr().out)["request"]["messages"][0]["content"] == "hello world"
+
+
+def test_check_takes_the_ladder_either_way(ladder):
+    assert main(["check", "-l", ladder]) == 0
+
+
+def test_a_key_that_is_not_set_is_a_warning_of_check_and_an_error_of_asking(tmp_path, capsys):
+    path = tmp_path / "ladder.toml"
+    path.write_text(
+        '[[stages]]\nname = "a"\nmodel = "m"\ncost = 1.0\nbase_url = "http://127.0.0.1:9/v1"\napi_key_env = "NO_KEY"\n',
+        "utf-8",
+    )
+    assert main(["check", str(path)]) == 0
+    assert "warning" in capsys.readouterr().err
+    assert main(["ask", "-l", str(path), "x"]) == 2
+    assert "NO_KEY is not set" in capsys.readouterr().err
+
+
+def test_a_problem_of_a_stages_options_names_stage_and_line(tmp_path, capsys):
+    path = tmp_path / "ladder.toml"
+    path.write_text(
+        '[[stages]]\nname = "a"\nmodel = "m"\ncost = 1.0\n[[stages]]\nname = "b"\nmodel = "m"\ncost = 1.0\n'
+    )
+    assert main(["check", str(path)]) == 2
+    told = capsys.readouterr().err
+    assert "line 1: stages[0].base_url" in told
+    assert "line 5: stages[1].base_url" in told
+
+
+def test_a_stage_that_failed_is_told_beside_the_answer(tmp_path, capsys):
+    path = tmp_path / "ladder.toml"
+    path.write_text(
+        '[[stages]]\nname = "a"\nmodel = "m"\ncost = 1.0\nbase_url = "http://127.0.0.1:9/v1"\n'
+        '[[stages]]\nname = "b"\nengine = "scripted"\nmodel = "m"\ncost = 3.0\noptions = { reply = "from b" }\n',
+        "utf-8",
+    )
+    assert main(["ask", "-l", str(path), "x"]) == 0
+    printed = capsys.readouterr()
+    assert printed.out == "from b\n"
+    assert "a failed: " in printed.err
+    assert "[a → b]" in printed.err
+    assert "b is worth" in printed.err
+
+
+def test_route_calls_and_writes_nothing(tmp_path, capsys):
+    path = tmp_path / "ladder.toml"
+    path.write_text(
+        '[[stages]]\nname = "a"\nengine = "llama"\nmodel = "hub:no/such/m.gguf"\ncost = 1.0\n'
+        '[traces]\npath = "t.sqlite3"\n',
+        "utf-8",
+    )
+    assert main(["route", "-l", str(path), "x"]) == 0
+    assert [file.name for file in tmp_path.iterdir()] == ["ladder.toml"]
+    assert "chosen" in capsys.readouterr().out
+
+
+def test_a_bug_is_told_in_a_sentence(ladder, capsys, monkeypatch):
+    def broken(self, *args, **kwargs):
+        raise ZeroDivisionError("by nought")
+
+    monkeypatch.setattr("stepladder.policies.greedy.GreedyPolicy.decide", broken)
+    assert main(["ask", "-l", ladder, "x"]) == 1
+    assert "stepladder: unexpected ZeroDivisionError: by nought" in capsys.readouterr().err
+
+
+def test_a_terminal_without_greek_letters(ladder):
+    done = subprocess.run(
+        [sys.executable, "-m", "stepladder", "route", "-l", ladder, "x"],
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr

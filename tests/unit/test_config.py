@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from stepladder import config
+from stepladder.build import wrong_names
 from stepladder.errors import ConfigError
 
 GOOD = """\
@@ -141,3 +145,66 @@ def test_the_version_follows_the_settings_and_not_their_place(write, tmp_path):
 def test_presets_are_found_by_name():
     assert "nano" in config.presets()
     assert config.locate("nano").is_file()
+
+
+def test_the_version_is_the_same_in_every_process(write):
+    script = "import sys; from stepladder import config; print(config.read(sys.argv[1]).version)"
+    path = write(GOOD.replace("cost = 1.0", 'cost = 1.0\ncapabilities = ["tools", "json", "logprobs", "stream"]'))
+    seen = {
+        subprocess.run(
+            [sys.executable, "-c", script, str(path)],
+            env={**os.environ, "PYTHONHASHSEED": str(seed)},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in range(1, 5)
+    }
+    assert len(seen) == 1
+
+
+@pytest.mark.parametrize("key", ["source", "text", "folder"])
+def test_what_only_looks_like_a_setting_is_refused(write, key):
+    assert f"{key}: unknown key" in problems(write(f'{key} = "x"\n' + GOOD))[0]
+
+
+def test_the_name_in_code_of_lambda_is_no_key(write):
+    assert "unknown key" in problems(write(GOOD.replace("lambda", "lam")))[0]
+
+
+def test_stages_in_single_brackets(write):
+    (told,) = problems(write(GOOD.replace("[[stages]]", "[stages]", 1).split("[[stages]]")[0]))
+    assert "begin each with [[stages]], in double brackets" in told
+    assert "double brackets" in problems(write(GOOD.replace("[[stages]]", "[stages]")))[0]
+
+
+def test_one_wrong_stage_is_not_told_as_no_stage(write):
+    (told,) = problems(write('[[stages]]\nname = "a"\nmodel = "m"\ncots = 1.0\n'))
+    assert "did you mean 'cost'?" in told
+
+
+def test_costs_that_fall_up_the_ladder(write):
+    (told,) = problems(write(GOOD.replace("cost = 3.0", "cost = 0.5")))
+    assert told.startswith("line 12: stages[1].cost: stages stand from the cheapest to the dearest")
+
+
+def test_a_section_that_is_no_table_with_an_override(write):
+    text = GOOD[: GOOD.index("[policy]")]
+    told = problems(write("policy = 5\n" + text), overrides=["policy.lambda=5"])
+    assert told[0].startswith("line 1: policy:")
+
+
+def test_a_file_nested_beyond_reason(write):
+    assert "nested too deeply" in problems(write("x = " + "[" * 5000 + "]" * 5000))[0]
+
+
+def test_a_variable_that_holds_a_key_is_no_setting(write):
+    text = GOOD.replace("cost = 1.0", 'cost = 1.0\napi_key_env = "STEPLADDER_KEY"')
+    assert config.read(write(text), environ={"STEPLADDER_KEY": "secret"}).stages[0].api_key_env == "STEPLADDER_KEY"
+
+
+def test_the_checks_of_the_parts_are_told_together_with_the_shapes(write):
+    text = GOOD.replace("2.5", '"x"').replace("[policy]", '[policy]\nname = "gredy"')
+    told = problems(write(text), check=wrong_names)
+    assert any("policy.lambda" in line for line in told)
+    assert any("did you mean 'greedy'?" in line for line in told)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Protocol, cast
@@ -18,6 +19,8 @@ VERBS: Mapping[str, str] = {
     "serve": "serve a ladder behind an OpenAI-compatible endpoint",
     "check": "explain every problem of a ladder.toml",
     "collect": "ask every stage and grade its answers, for a table to train from",
+    "train": "fit a predictor of quality to an outcomes table",
+    "evaluate": "judge a predictor and its policies on outcomes that it has not seen",
 }
 
 
@@ -31,6 +34,9 @@ class Verb(Protocol):
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the command line; returns the exit code."""
     words = sys.argv[1:] if argv is None else list(argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # λ on a terminal that has no such letter is no reason to stop
     args = make_parser(words).parse_args(words)
     try:
         return cast(Verb, args.verb).run(args)
@@ -42,6 +48,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
+    except Exception as error:  # the last resort: a bug, ours or a plug-in's, is told in a sentence too
+        if sys.flags.dev_mode:
+            raise
+        print(f"stepladder: unexpected {type(error).__name__}: {error}", file=sys.stderr)
+        print("(python -X dev -m stepladder … shows where)", file=sys.stderr)
+        return 1
 
 
 def make_parser(words: Sequence[str] = ()) -> argparse.ArgumentParser:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import signal
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from rich.table import Table
 from stepladder.build import build
 from stepladder.cli import options
 from stepladder.cli.serve import gateway_settings, greeting
+from stepladder.errors import UsageError
 from stepladder.evaluate.graders import grade
 from stepladder.evaluate.tasks.nano import generate
 from stepladder.gateway.app import create_app
@@ -32,6 +34,25 @@ SAMPLE = 240
 
 PIPED_WIDTH = 160
 """Columns where the output is no terminal: wide enough that no row is folded."""
+
+WIDE, ROOMY = 110, 140
+"""Columns from which a table shows class and family, and all of its numbers."""
+
+SHORT = {
+    "answered by": "stage",
+    "predicted": "pred.",
+    "measured": "meas.",
+    "largest costs": "largest",
+}
+"""Headings where there is little room; numbers are never cut."""
+
+LARGEST = "always largest"
+LEGEND = (
+    "λ is what one unit of quality is worth, in costs of the smallest stage's mean request; the stage with the "
+    "greatest λ·predicted − cost answers. Measured is the answer's grade, 0 to 1; largest is what the largest stage "
+    "alone costs and gets. The models know the graded tasks and nothing else: the paper's ten prompts (no grade, '–') "
+    "are noise to them."
+)
 
 Ask = Callable[[Mapping[str, Any]], Any]
 
@@ -71,7 +92,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     args.ladder, args.overrides = "nano", [f"gateway.port={args.port}"]
-    asyncio.run(_demo(args))
+    try:
+        asyncio.run(_demo(args))
+    except OSError as error:
+        raise UsageError(f"--port: {args.port} cannot be bound: {error.strerror or error}") from error
     return 0
 
 
@@ -79,6 +103,7 @@ async def _demo(args: argparse.Namespace) -> None:
     settings = options.read_settings(args)
     router = build(settings)
     app = create_app(router, gateway_settings(settings), manage_router=True)
+    stop = stop_event()
     async with serving(app, settings.gateway.host, args.port) as url, aiohttp.ClientSession() as session:
 
         async def ask(body: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -87,10 +112,24 @@ async def _demo(args: argparse.Namespace) -> None:
                 found: Mapping[str, Any] = await reply.json()
                 return found
 
-        await _show(ask, console())
-        if not args.once:
+        shown_to_the_end = asyncio.create_task(_show(ask, console()))
+        ended = asyncio.create_task(stop.wait())
+        await asyncio.wait({shown_to_the_end, ended}, return_when=asyncio.FIRST_COMPLETED)
+        if shown_to_the_end.done():
+            await shown_to_the_end
+        if not args.once and not stop.is_set():
             sys.stderr.write(f"\n{greeting(settings, url)}\nCtrl-C ends it.\n")
-            await asyncio.Event().wait()
+            await ended
+        for task in (shown_to_the_end, ended):
+            task.cancel()
+
+
+def stop_event() -> asyncio.Event:
+    """Set by SIGINT and SIGTERM, also where the shell that started this in the background has them ignored."""
+    stop, loop = asyncio.Event(), asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    return stop
 
 
 def console() -> Console:
@@ -118,21 +157,19 @@ async def _show(ask: Ask, out: Console) -> None:
     graded = sample()
     asked = tuple(dict.fromkeys((*shown(graded), *graded)))
     rows = len(shown(graded))
+    arms: dict[str, Mapping[str, Any]] = {LARGEST: {"mode": "fixed"}}
+    arms |= {f"λ = {lam:g}": {"lambda": lam, "mode": "route"} for lam in LAMBDAS}
+    found: dict[str, list[Result]] = {name: [] for name in arms}
     with Progress(console=Console(stderr=True), transient=True) as progress:
-        bar = progress.add_task("asking the ladder", total=len(asked) * (len(LAMBDAS) + 1))
-
-        async def each(dials: Mapping[str, Any]) -> list[Result]:
-            found = []
-            for prompt in asked:
-                found.append(await _answer(ask, prompt, dials))
+        bar = progress.add_task("asking the ladder", total=len(asked) * len(arms))
+        for prompt in asked:  # the arms take turns, so that a busy moment of the machine falls on all of them
+            for name, dials in arms.items():
+                found[name].append(await _answer(ask, prompt, dials))
                 progress.advance(bar)
-            return found
-
-        largest = await each({"mode": "fixed"})
-        climbs = {lam: await each({"lambda": lam, "mode": "route"}) for lam in LAMBDAS}
-    for lam, results in climbs.items():
-        out.print(_table(lam, results[:rows], largest[:rows]))
-    out.print(_summary(climbs, largest))
+    out.print(LEGEND, highlight=False)
+    for name in list(arms)[1:]:
+        out.print(_table(name, found[name][:rows], found[LARGEST][:rows], narrow=out.width))
+    out.print(_summary(found))
 
 
 async def _answer(ask: Ask, prompt: Prompt, dials: Mapping[str, Any]) -> Result:
@@ -154,37 +191,48 @@ async def _answer(ask: Ask, prompt: Prompt, dials: Mapping[str, Any]) -> Result:
 # ── showing ──────────────────────────────────────────────────────────────────
 
 
-def _table(lam: float, results: Sequence[Result], largest: Sequence[Result]) -> Table:
-    table = _new_table(f"λ = {lam:g}")
-    for name in ("class", "family", "prompt", "answered by", "answer"):
-        table.add_column(name, no_wrap=True)
-    for name in ("predicted", "measured", "cost", "ms", "largest: cost", "measured"):
-        table.add_column(name, justify="right")
+def _table(name: str, results: Sequence[Result], largest: Sequence[Result], narrow: int) -> Table:
+    """One row for each prompt; what a narrow terminal leaves out is the class, the family and the largest's quality."""
+    wide, roomy = narrow >= WIDE, narrow >= ROOMY
+    columns = [*(("class", "family") if wide else ()), "prompt", "answered by", "answer"]
+    numbers = ["predicted", "measured", "cost", "ms", "largest costs", *(("measured",) if roomy else ())]
+    table = _new_table(name)
+    for title in columns:
+        table.add_column(title if roomy else SHORT.get(title, title), no_wrap=True)
+    for title in numbers:
+        short = SHORT.get(title, title)
+        table.add_column(title if roomy else short, justify="right", no_wrap=True, min_width=len(short))
     for result, other in zip(results, largest, strict=True):
-        table.add_row(
-            result.prompt.level,
-            result.prompt.family,
-            _short(result.prompt.text, 34),
+        texts = [*((result.prompt.level, result.prompt.family) if wide else ())]
+        texts += [
+            _short(result.prompt.text, 34 if roomy else 18),
             result.stage,
-            _short(result.text, 22),
-            f"{result.predicted:.2f}",
-            _quality(result.measured),
-            f"{result.cost:.2f}",
-            f"{result.seconds * 1e3:.0f}",
-            f"{other.cost:.2f}",
-            _quality(other.measured),
-        )
+            _short(result.text, 22 if roomy else 9),
+        ]
+        table.add_row(*texts, *_row_figures(result, other)[: len(numbers)])
     return table
 
 
-def _summary(climbs: Mapping[float, Sequence[Result]], largest: Sequence[Result]) -> Table:
-    table = _new_table(f"these and more: {len(largest)} prompts (quality: of those that a grader can judge)")
+def _row_figures(result: Result, other: Result) -> tuple[str, ...]:
+    return (
+        f"{result.predicted:.2f}",
+        _quality(result.measured),
+        f"{result.cost:.2f}",
+        f"{result.seconds * 1e3:.0f}",
+        f"{other.cost:.2f}",
+        _quality(other.measured),
+    )
+
+
+def _summary(found: Mapping[str, Sequence[Result]]) -> Table:
+    largest = found[LARGEST]
+    graded = sum(result.measured is not None for result in largest)
+    table = _new_table(f"these and more: {len(largest)} prompts, quality over the {graded} that can be graded")
     table.add_column("")
-    for name in ("quality", "mean cost", "mean ms", "cheaper than largest", "faster than largest"):
+    for name in ("quality", "cost", "ms", "cheaper", "faster"):
         table.add_column(name, justify="right")
     table.add_column("answered by")
-    rows = {"always largest": largest, **{f"λ = {lam:g}": results for lam, results in climbs.items()}}
-    for name, results in rows.items():
+    for name, results in found.items():
         table.add_row(name, *_figures(results, largest), _shares(results))
     return table
 

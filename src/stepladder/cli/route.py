@@ -13,6 +13,7 @@ from rich.table import Table
 from stepladder.build import build
 from stepladder.cli import options
 from stepladder.traces.codec import encode
+from stepladder.traces.memory import MemoryTraceStore
 from stepladder.types import Call, Dials, Request, Trace
 
 
@@ -28,9 +29,7 @@ def run(args: argparse.Namespace) -> int:
         messages=({"role": "user", "content": prompt},),
         dials=Dials(**options.dials(args)),
     )
-    router = build(options.read_settings(args), fetch=False)
-    trace = router.decide(request)
-    router.parts.store.close()
+    trace = build(options.read_settings(args), store=MemoryTraceStore(), fetch=False).decide(request)
     if args.json:
         sys.stdout.write(json.dumps(encode(trace), ensure_ascii=False, indent=2) + "\n")
     else:
