@@ -9,7 +9,7 @@ from typing import Any, get_args
 import pytest
 
 from gateway_fakes import ask, attempt, chunk, fault, get, plays, post, world
-from stepladder.errors import AnswerError, EngineError, PluginError, RequestError
+from stepladder.errors import AnswerError, EngineError, PluginError, RequestError, TraceError
 from stepladder.gateway.app import GatewaySettings
 from stepladder.gateway.faults import error_reply, fault_status
 from stepladder.types import Delta, EngineEvent, Fault, FaultKind, Request, Stage, Trace, Versions
@@ -72,7 +72,13 @@ def test_retry_after_is_whole_seconds(wait: float, told: str | None) -> None:
 
 @pytest.mark.parametrize(
     ("error", "status"),
-    [(RequestError("x"), 400), (PluginError("x"), 400), (EngineError("x"), 503), (ValueError("secret"), 500)],
+    [
+        (RequestError("x"), 400),
+        (PluginError("x"), 400),
+        (EngineError("x"), 503),
+        (TraceError("x"), 503),
+        (ValueError("secret"), 500),
+    ],
 )
 def test_other_errors(error: Exception, status: int, caplog: pytest.LogCaptureFixture) -> None:
     reply = error_reply(error)
@@ -146,6 +152,15 @@ async def test_a_stage_that_only_announced_itself_is_replaced() -> None:
     assert got.headers["x-stepladder-stage"] == "medium"
     assert {event["model"] for event in got.events[:-1]} == {"medium"}
     assert got.events[-1] == "[DONE]"
+
+
+async def test_a_body_too_deep_to_be_written_again_is_refused() -> None:
+    made = world()
+    deep = b'{"messages": [{"role": "user", "content": "hi"}], "metadata": ' + b"[" * 300 + b"]" * 300 + b"}"
+    got = await post(made.app, CHAT, deep)
+    assert got.status == 400
+    assert "100 levels" in got.error["message"]
+    assert made.engine.calls == []
 
 
 # ── requests that do not get that far ────────────────────────────────────────

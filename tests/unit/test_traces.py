@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -17,8 +18,8 @@ from stepladder.types import Outcome, Request, Trace, Versions
 from strategies import traces
 
 
-def trace(name: str, at: float = 0.0) -> Trace:
-    request = Request("r", messages=({"role": "user", "content": "hi"},))
+def trace(name: str, at: float = 0.0, **params: Any) -> Trace:
+    request = Request("r", messages=({"role": "user", "content": "hi"},), params=params)
     return Trace(name, at, request, "nano", ("a",), "greedy", "route", "relative", Versions())
 
 
@@ -117,4 +118,45 @@ def test_what_the_disk_refuses_is_counted(tmp_path, caplog):
     store.flush()
     assert store.shed == 1
     assert "could not be written" in caplog.text
+    store.close()
+
+
+def nested(levels: int) -> list[Any]:
+    value: list[Any] = []
+    for _ in range(levels - 1):
+        value = [value]
+    return value
+
+
+def test_a_trace_that_cannot_be_encoded_takes_no_other_along(tmp_path, caplog):
+    store = SqliteTraceStore(tmp_path / "t.sqlite3")
+    store.append(trace("a"))
+    store.append(trace("deep", metadata=nested(300)))
+    store.append(trace("odd", value=object()))
+    store.append(trace("b"))
+    store.flush(2.0)
+    assert [each.id for each in store.read()] == ["a", "b"]
+    assert store.shed == 2
+    assert "'deep' could not be encoded" in caplog.text
+    store.append(trace("c"))
+    assert store.get("c") == trace("c")
+    store.close()
+
+
+def test_a_reader_does_not_wait_for_ever(tmp_path):
+    store = SqliteTraceStore(tmp_path / "t.sqlite3")
+    with store._lock:  # the disk hangs
+        store.append(trace("a"))
+        with pytest.raises(TraceError, match="did not write within 0.2 s"):
+            store.flush(0.2)
+    store.flush(2.0)
+    store.close()
+
+
+def test_a_reader_is_told_that_nobody_writes(tmp_path):
+    store = SqliteTraceStore(tmp_path / "t.sqlite3")
+    store._queue.put(None)  # ends the writer
+    store._writer.join()
+    with pytest.raises(TraceError, match="has stopped writing"):
+        store.flush(60.0)
     store.close()

@@ -226,6 +226,20 @@ def test_bodies_that_are_no_object(body: bytes) -> None:
     assert caught.value.code == "invalid_json"
 
 
+def nested(levels: int) -> bytes:
+    """An object that is ``levels`` deep, itself the first."""
+    return b'{"messages": [], "metadata": ' + b"[" * (levels - 1) + b"]" * (levels - 1) + b"}"
+
+
+def test_bodies_may_be_a_hundred_levels_deep() -> None:
+    parse_object(nested(100))
+    parse_object(b'{"messages": [' + b'{"content": "[[[[[[[["},' * 300 + b"{}]}")  # wide, and deep in its text alone
+    for levels in (101, 300, 1000):
+        with pytest.raises(RequestError, match="more than 100 levels deep") as caught:
+            parse_object(nested(levels))
+        assert caught.value.code == "invalid_json"
+
+
 # ── what a request needs ─────────────────────────────────────────────────────
 
 IMAGE = (

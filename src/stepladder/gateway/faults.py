@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from stepladder.errors import AnswerError, EngineError, RequestError, UsageError
+from stepladder.errors import AnswerError, EngineError, RequestError, TraceError, UsageError
 from stepladder.gateway.replies import Reply, json_reply
 from stepladder.gateway.report import Headers, decision_headers
 from stepladder.types import Fault, FaultKind
@@ -68,6 +68,9 @@ def error_reply(error: Exception) -> Reply:
         case EngineError():
             log.error("engine error: %s", error)
             return json_reply(error_body(str(error), "server_error", code="engine_error"), status=503)
+        case TraceError():
+            log.error("trace store: %s", error)
+            return json_reply(error_body(str(error), "server_error", code="trace_error"), status=503)
     log.error("unexpected error while answering", exc_info=error)
     return json_reply(error_body("something went wrong here; the log says what", "server_error"), status=500)
 

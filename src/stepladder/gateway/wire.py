@@ -20,6 +20,8 @@ from stepladder.types import EMPTY, Answer, Attempt, Capability, Dials, Endpoint
 
 BLOCK = "stepladder"
 HEADER_PREFIX = b"x-stepladder-"
+MAX_DEPTH = 100
+"""Levels of nesting that a body may have. Deeper ones can be read but not written again, upstream or as a trace."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +49,21 @@ def parse_object(body: bytes) -> dict[str, Any]:
         raise RequestError(f"the body is not JSON: {error}", code="invalid_json") from None
     if not isinstance(value, dict):
         raise RequestError(f"the body must be a JSON object, not {_kind(value)}", code="invalid_json")
+    opened = body.count(b"[") + body.count(b"{")  # no body is deeper than this, and most are small enough to skip
+    if opened > MAX_DEPTH and _is_deeper(value, MAX_DEPTH):
+        raise RequestError(f"the body is nested more than {MAX_DEPTH} levels deep", code="invalid_json")
     return value
+
+
+def _is_deeper(value: Any, limit: int) -> bool:
+    """True for lists and objects within each other in more than ``limit`` levels; goes level by level."""
+    level = [value]
+    for _ in range(limit):
+        inner = (each.values() if isinstance(each, dict) else each for each in level)
+        level = [each for values in inner for each in values if isinstance(each, dict | list)]
+        if not level:
+            return False
+    return True
 
 
 def read_request(

@@ -6,6 +6,7 @@ import logging
 import queue
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +22,13 @@ STORE_SCHEMA = 1
 BATCH = 256
 QUEUE_LIMIT = 20_000
 """Traces that may wait for the disk. Past it new ones are dropped and counted in ``shed``: memory stays bounded."""
+
+FLUSH_LIMIT_S = 10.0
+"""How long a reader waits for what was appended before it; then it is told that the disk does not keep up."""
+
+_ALIVE_CHECK_S = 0.1
+
+Row = tuple[str, float, str | None, float, float, bytes]
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS traces (
@@ -46,18 +54,19 @@ class SqliteTraceStore:
         self.path = Path(path)
         self.shed = 0
         self._closed = False
+        self._count_lock = threading.Lock()  # of ``shed`` alone: ``append`` must not wait for one held during a write
         self._lock = threading.Lock()
         self._db = self._open()
-        self._queue: queue.Queue[Trace | threading.Event | None] = queue.Queue(QUEUE_LIMIT)
+        self._queue: queue.SimpleQueue[Trace | threading.Event | None] = queue.SimpleQueue()
         self._writer = threading.Thread(target=self._write_forever, name="stepladder-traces", daemon=True)
         self._writer.start()
 
     def append(self, trace: Trace) -> None:
         """Hand a trace over to the writer; where 20,000 wait already it is dropped and counted in ``shed``."""
-        try:
-            self._queue.put_nowait(trace)
-        except queue.Full:
-            self.shed += 1
+        if self._queue.qsize() < QUEUE_LIMIT:
+            self._queue.put(trace)
+        else:
+            self._shed(1)
 
     def outcome(self, outcome: Outcome) -> None:
         """Keep a measured quality; the same decision, source and stage again replaces the earlier score."""
@@ -90,13 +99,18 @@ class SqliteTraceStore:
             rows = self._db.execute(query, (trace_id,)).fetchall()
         return tuple(Outcome(trace_id, score, source, stage or None, comment) for score, source, stage, comment in rows)
 
-    def flush(self) -> None:
-        """Wait until everything appended so far is on disk."""
+    def flush(self, limit_s: float = FLUSH_LIMIT_S) -> None:
+        """Wait until everything appended so far was written. Raises TraceError where that takes too long."""
         if self._closed:
             return
         done = threading.Event()
         self._queue.put(done)
-        done.wait()
+        last = time.monotonic() + limit_s
+        while not done.wait(_ALIVE_CHECK_S):
+            if not self._writer.is_alive():
+                raise TraceError("the trace store has stopped writing; the log says why")
+            if time.monotonic() >= last:
+                raise TraceError(f"the trace store did not write within {limit_s:g} s; try again")
 
     def close(self) -> None:
         """Write what waits, then close. Safe to call twice."""
@@ -143,9 +157,9 @@ class SqliteTraceStore:
     def _write_forever(self) -> None:
         while True:
             batch = self._next_batch()
-            traces = [item for item in batch if isinstance(item, Trace)]
-            if traces:
-                self._write(traces)
+            rows = [row for item in batch if isinstance(item, Trace) and (row := self._encoded(item)) is not None]
+            if rows:
+                self._write(rows)
             for item in batch:
                 if isinstance(item, threading.Event):
                     item.set()
@@ -161,18 +175,28 @@ class SqliteTraceStore:
                 break
         return batch
 
-    def _write(self, traces: list[Trace]) -> None:
-        rows = [_row(trace) for trace in traces]
+    def _encoded(self, trace: Trace) -> Row | None:
+        try:
+            return _row(trace)
+        except Exception:  # a trace holds what clients and plug-ins put in; none may end the thread
+            self._shed(1)
+            log.exception("trace %r could not be encoded", trace.id)
+            return None
+
+    def _write(self, rows: list[Row]) -> None:
         try:
             with self._lock, self._db:
                 self._db.executemany("INSERT OR REPLACE INTO traces VALUES (?, ?, ?, ?, ?, ?)", rows)
-        except sqlite3.Error:
-            # A full disk must not stop the gateway; what is lost is counted and said.
-            self.shed += len(traces)
-            log.exception("%d traces could not be written to %s", len(traces), self.path)
+        except Exception:  # a full disk must not stop the gateway; what is lost is counted and said
+            self._shed(len(rows))
+            log.exception("%d traces could not be written to %s", len(rows), self.path)
+
+    def _shed(self, count: int) -> None:
+        with self._count_lock:
+            self.shed += count
 
 
-def _row(trace: Trace) -> tuple[str, float, str | None, float, float, bytes]:
+def _row(trace: Trace) -> Row:
     index = trace.answer_index
     stage = None if index is None else trace.attempts[index].stage
     body = orjson.dumps(encode(trace), option=orjson.OPT_SERIALIZE_NUMPY)
