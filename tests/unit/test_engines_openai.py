@@ -16,6 +16,7 @@ from stepladder.costs.fixed import FixedCosts
 from stepladder.costs.measured import MeasuredCosts, StageTiming
 from stepladder.costs.price_list import PriceListCosts
 from stepladder.engines.estimate import usage_of
+from stepladder.engines.http import Target, exchange, new_session
 from stepladder.engines.openai import OpenAIEngine
 from stepladder.errors import ConfigError, EngineError
 from stepladder.testing import make_ladder, no_forecast
@@ -339,15 +340,35 @@ async def test_streams_of_several_choices_are_counted_whole() -> None:
 # ── when nothing, or too little, comes ───────────────────────────────────────
 
 
-async def test_nobody_listens() -> None:
-    async with serving(good) as server:
-        where = stage(server.url)
-    engine = OpenAIEngine((where,))
-    (attempt,) = await collect(engine, where, CHAT)
-    await engine.close()
+async def asked_at(url: str) -> Fault:
+    """The fault of asking there, whatever the configuration would have said of the address."""
+    target = Target("small", "m", url)
+    async with new_session() as session, aclosing(exchange(session, target, CHAT)) as events:
+        (attempt,) = [event async for event in events]
     assert isinstance(attempt, Attempt)
     assert attempt.fault is not None
-    assert attempt.fault.kind == "connect"
+    return attempt.fault
+
+
+async def test_nobody_listens(caplog: pytest.LogCaptureFixture) -> None:
+    """Clients are told the stage and what happened; the address is for the log."""
+    async with serving(good) as server:
+        url = server.url
+    found = await asked_at(url)
+    told = "the server of stage 'small' cannot be reached (connection refused); base_url of that stage says where"
+    assert found == Fault("connect", told)
+    (record,) = caplog.records
+    assert (record.name, record.levelname, url in record.getMessage()) == ("stepladder.engines", "WARNING", True)
+
+
+@pytest.mark.parametrize(
+    "url", ["http://", "http://a..b/v1", f"http://{'a' * 70}.com/v1", "http://[::1/v1", "http://h:99999"]
+)
+async def test_addresses_that_cannot_be_asked_are_faults(url: str) -> None:
+    found = await asked_at(url)
+    assert found.kind == "connect"
+    assert "stage 'small'" in found.message
+    assert url not in found.message
 
 
 @pytest.mark.parametrize("streamed", [True, False])
@@ -364,6 +385,7 @@ async def test_reset_midway(streamed: bool) -> None:
     attempt = await ask(resets, STREAM if streamed else CHAT)
     assert attempt.fault is not None
     assert (attempt.fault.kind, attempt.text) == ("connect", "fo" if streamed else "")
+    assert "127.0.0.1" not in attempt.fault.message
 
 
 async def test_time_limits() -> None:
@@ -464,6 +486,17 @@ async def test_closed_engine_refuses_and_can_be_started_again() -> None:
         ({"base_urll": "http://x"}, "did you mean 'base_url'"),
         ({}, "base_url: is missing"),
         ({"base_url": "ftp://x"}, "must begin with http"),
+        ({"base_url": "http://"}, "base_url: must name a host"),
+        ({"base_url": "http://:8000/v1"}, "base_url: must name a host"),
+        ({"base_url": "http://a b/v1"}, "base_url: must name a host and hold no spaces"),
+        ({"base_url": "http://a\tb/v1"}, "base_url: must name a host and hold no spaces"),
+        ({"base_url": "http://host:99999/v1"}, "base_url: is no address that can be asked"),
+        ({"base_url": "http://[::1/v1"}, "base_url: is no address that can be asked"),
+        ({"base_url": f"http://{'a' * 64}.com/v1"}, "base_url: is no address that can be asked"),
+        ({"base_url": "http://a..b/v1"}, "base_url: is no address that can be asked"),
+        ({"base_url": "http://\u2028\u2603.com/v1"}, "base_url: is no address that can be asked"),
+        ({"base_url": "http://x/v1?key=1"}, "base_url: must not hold a query"),
+        ({"base_url": "http://user:pw@x/v1"}, "name it in api_key_env"),
         ({"base_url": "http://x", "idle_timeout_s": 0}, "idle_timeout_s: must be a positive number"),
         ({"base_url": "http://x", "total_timeout_s": "9"}, "total_timeout_s: must be a positive number"),
         ({"base_url": "http://x", "headers": {"a": 1}}, "headers: must be a table of strings"),
@@ -476,6 +509,20 @@ def test_options_that_are_wrong(options: dict[str, Any], told: str) -> None:
     with pytest.raises(ConfigError, match="stage 'small'") as caught:
         OpenAIEngine((Stage("small", "openai", "m", options=options),), environ={})
     assert told in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["http://user:hunter22@x/v1", "htp://user:hunter22@x", "user:hunter22@[::1/v1"])
+def test_a_password_in_base_url_is_refused_and_not_repeated(url: str) -> None:
+    with pytest.raises(ConfigError, match="api_key_env") as caught:
+        OpenAIEngine((stage(url),))
+    assert "hunter22" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url", ["http://my_host:8000/v1", "http://[::1]:8000/v1", "https://exämple.de", "http://a./v1"]
+)
+def test_addresses_that_can_be_asked(url: str) -> None:
+    OpenAIEngine((stage(url),))
 
 
 def test_all_problems_are_told_at_once() -> None:

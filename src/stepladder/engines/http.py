@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import os
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager
@@ -16,6 +18,9 @@ from stepladder.engines.estimate import usage_of
 from stepladder.engines.options import Options
 from stepladder.engines.sse import SSEParser
 from stepladder.types import Attempt, Delta, EngineEvent, Fault, Request, Usage
+
+LOG = logging.getLogger("stepladder.engines")
+"""Told where a server is that failed; faults go to clients, who are not to know."""
 
 DONE = b"[DONE]"
 KEEP_ALIVE_S = 4.0
@@ -110,8 +115,9 @@ async def exchange(
                 yield delta
     except wire.WireError as error:
         fault = error.fault
-    except aiohttp.ClientError as error:
-        fault = Fault("connect", f"the connection to {target.base_url} failed: {_described(error)}")
+    except (aiohttp.ClientError, ValueError) as error:  # ValueError: what aiohttp says of an address or header
+        LOG.warning("stage '%s' at %s: %s", target.stage, target.base_url, str(error) or type(error).__name__)
+        fault = Fault("connect", _described(error, target.stage))
     yield call.attempt(_redacted(fault, target))
 
 
@@ -266,8 +272,26 @@ def _larger(told: Usage, estimated: Usage) -> Usage:
     )
 
 
-def _described(error: aiohttp.ClientError) -> str:
-    return str(error) or type(error).__name__
+def _described(error: aiohttp.ClientError | ValueError, stage: str) -> str:
+    """What happened, without the address that aiohttp's own words name."""
+    server = f"the server of stage '{stage}'"
+    if isinstance(error, aiohttp.ClientConnectorError):  # before ValueError, which untrusted certificates are too
+        return f"{server} cannot be reached ({_os_reason(error)}); base_url of that stage says where"
+    if isinstance(error, aiohttp.InvalidURL) or not isinstance(error, aiohttp.ClientError):
+        return f"{server} cannot be asked ({type(error).__name__}); base_url and headers of that stage say how"
+    if isinstance(error, aiohttp.ClientOSError):
+        return f"the connection to {server} broke ({_os_reason(error)})"
+    if isinstance(error, aiohttp.ClientPayloadError):
+        return f"the reply of {server} broke off"
+    return f"the connection to {server} was closed"
+
+
+def _os_reason(error: OSError) -> str:
+    if isinstance(error, aiohttp.ClientConnectorDNSError):
+        return "no such host"
+    if isinstance(error, aiohttp.ClientSSLError):
+        return "TLS failed"
+    return os.strerror(error.errno).lower() if error.errno and error.errno > 0 else "no connection"
 
 
 def _redacted(fault: Fault | None, target: Target) -> Fault | None:

@@ -6,6 +6,7 @@ import asyncio
 import os
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
+from urllib.parse import urlsplit
 
 import aiohttp
 
@@ -113,9 +114,29 @@ def _base_url(options: Options) -> str:
         if not options.problems:
             options.wrong("base_url", "is missing: the server's address, such as http://127.0.0.1:8000/v1")
         return ""
-    if not url.startswith(("http://", "https://")):
-        options.wrong("base_url", f"must begin with http:// or https://, not {url!r}")
+    wrong = _wrong_with(url)
+    if wrong is not None:
+        options.wrong("base_url", wrong)
     return url.rstrip("/")
+
+
+def _wrong_with(url: str) -> str | None:
+    """Why an address cannot be asked; None where it can. What may hold a password is not repeated."""
+    if "@" in url:
+        return "must not hold a user or password: put the key in an environment variable and name it in api_key_env"
+    if not url.startswith(("http://", "https://")):
+        return f"must begin with http:// or https://, not {url!r}"
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname or "", parts.port  # the port is read only now, and refused here
+        host.encode("idna")  # labels that are empty or longer than 63, characters that no name may have
+    except ValueError as error:  # UnicodeError is one
+        return f"is no address that can be asked ({error}): {url!r}"
+    if not host or not url.isprintable() or " " in url:
+        return f"must name a host and hold no spaces, such as http://127.0.0.1:8000/v1, not {url!r}"
+    if parts.query or parts.fragment:
+        return "must not hold a query or fragment: the endpoints' paths are put behind it"
+    return None
 
 
 def _headers(options: Options) -> Mapping[str, str]:
