@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from types import MappingProxyType
 from typing import Any
 
@@ -41,6 +42,16 @@ async def test_a_decision_can_be_asked_for_later() -> None:
     assert got.json["outcomes"] == [{"score": 0.5, "source": "user", "stage": None, "comment": None}]
     missing = await get(made.app, "/v1/decisions/dec-9")
     assert (missing.status, missing.error["code"]) == (404, "decision_not_found")
+
+
+async def test_nobody_waits_for_the_disk_that_a_stored_decision_comes_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, read = world(), threading.Event()
+    monkeypatch.setattr(made.store, "get", lambda _: None if read.wait(5) else pytest.fail("the loop waited"))
+    asked = asyncio.create_task(get(made.app, "/v1/decisions/dec-1"))
+    await asyncio.sleep(0.01)
+    assert (await post(made.app, CHAT, QUESTION)).status == 200
+    read.set()
+    assert (await asked).status == 404
 
 
 @pytest.mark.parametrize("body", [QUESTION, {"prompt": "2+2="}])

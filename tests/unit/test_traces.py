@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from stepladder.errors import TraceError
+from stepladder.traces import sqlite
 from stepladder.traces.codec import decode, encode
 from stepladder.traces.memory import MemoryTraceStore
 from stepladder.traces.sqlite import SqliteTraceStore
@@ -159,4 +161,39 @@ def test_a_reader_is_told_that_nobody_writes(tmp_path):
     store._writer.join()
     with pytest.raises(TraceError, match="has stopped writing"):
         store.flush(60.0)
+    store.close()
+
+
+@pytest.fixture
+def in_a_hurry(monkeypatch):
+    monkeypatch.setattr(sqlite, "BUSY_S", 0.01)
+    monkeypatch.setattr(sqlite, "RETRY_S", (0.01, 0.01, 0.01))
+
+
+def test_a_locked_file_loses_nothing_once_it_is_free(tmp_path, monkeypatch, in_a_hurry):
+    monkeypatch.setattr(sqlite, "RETRY_S", (0.05,) * 200)
+    store = SqliteTraceStore(tmp_path / "t.sqlite3")
+    with closing(sqlite3.connect(store.path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        store.append(trace("a"))
+        with pytest.raises(TraceError, match="did not write"):
+            store.flush(0.3)
+        other.execute("COMMIT")
+    assert store.get("a") == trace("a")
+    assert store.shed == 0
+    store.close()
+
+
+def test_a_file_that_stays_locked_is_given_up(tmp_path, in_a_hurry, caplog):
+    store = SqliteTraceStore(tmp_path / "t.sqlite3")
+    with closing(sqlite3.connect(store.path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        store.append(trace("a"))
+        store.flush(5.0)
+        with pytest.raises(TraceError, match="is in use"):
+            SqliteTraceStore(store.path)
+    assert store.shed == 1
+    assert "1 traces could not be written" in caplog.text
+    store.append(trace("b"))
+    assert store.get("b") == trace("b")
     store.close()

@@ -26,7 +26,14 @@ QUEUE_LIMIT = 20_000
 FLUSH_LIMIT_S = 10.0
 """How long a reader waits for what was appended before it; then it is told that the disk does not keep up."""
 
+BUSY_S = 5.0
+"""How long SQLite itself waits for another process that writes to the same file."""
+
+RETRY_S = (0.1, 0.5, 2.0, 5.0)
+"""Pauses between tries to write while the file stays locked; after the last one the batch is given up."""
+
 _ALIVE_CHECK_S = 0.1
+_BUSY_CODES = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
 
 Row = tuple[str, float, str | None, float, float, bytes]
 
@@ -54,6 +61,7 @@ class SqliteTraceStore:
         self.path = Path(path)
         self.shed = 0
         self._closed = False
+        self._hurry = threading.Event()  # set by ``close``: no more pauses between tries
         self._count_lock = threading.Lock()  # of ``shed`` alone: ``append`` must not wait for one held during a write
         self._lock = threading.Lock()
         self._db = self._open()
@@ -117,6 +125,7 @@ class SqliteTraceStore:
         if self._closed:
             return
         self._closed = True
+        self._hurry.set()
         self._queue.put(None)
         self._writer.join()
         self._db.close()
@@ -126,14 +135,15 @@ class SqliteTraceStore:
     def _open(self) -> sqlite3.Connection:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            db = sqlite3.connect(self.path, check_same_thread=False)
+            db = sqlite3.connect(self.path, check_same_thread=False, timeout=BUSY_S)
         except (OSError, sqlite3.Error) as error:
             raise TraceError(f"traces.path: '{self.path}' cannot be opened: {error}") from error
         try:
             self._prepare(db)
         except sqlite3.DatabaseError as error:
             db.close()
-            raise TraceError(f"traces.path: '{self.path}' is no trace store: {error}") from error
+            what = "is in use" if _is_busy(error) else "is no trace store"
+            raise TraceError(f"traces.path: '{self.path}' {what}: {error}") from error
         except TraceError:
             db.close()
             raise
@@ -184,16 +194,27 @@ class SqliteTraceStore:
             return None
 
     def _write(self, rows: list[Row]) -> None:
-        try:
-            with self._lock, self._db:
-                self._db.executemany("INSERT OR REPLACE INTO traces VALUES (?, ?, ?, ?, ?, ?)", rows)
-        except Exception:  # a full disk must not stop the gateway; what is lost is counted and said
-            self._shed(len(rows))
-            log.exception("%d traces could not be written to %s", len(rows), self.path)
+        for pause in (*RETRY_S, None):
+            try:
+                with self._lock, self._db:
+                    self._db.executemany("INSERT OR REPLACE INTO traces VALUES (?, ?, ?, ?, ?, ?)", rows)
+            except Exception as error:  # a full disk must not stop the gateway; what is lost is counted and said
+                if pause is None or not _is_busy(error):
+                    self._shed(len(rows))
+                    log.exception("%d traces could not be written to %s", len(rows), self.path)
+                    return
+                self._hurry.wait(pause)
+            else:
+                return
 
     def _shed(self, count: int) -> None:
         with self._count_lock:
             self.shed += count
+
+
+def _is_busy(error: Exception) -> bool:
+    """True where another process or connection holds the file; extended codes keep the plain one in their low byte."""
+    return isinstance(error, sqlite3.OperationalError) and getattr(error, "sqlite_errorcode", 0) & 0xFF in _BUSY_CODES
 
 
 def _row(trace: Trace) -> Row:
