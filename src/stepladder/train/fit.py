@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -107,17 +107,25 @@ def _r2(quality: Matrix, residuals: Matrix) -> float:
 
 
 def fit_logistic(
-    rows: Sequence[Row], stages: Sequence[str], seed: int = 0, *, inverse_penalty: float = INVERSE_PENALTY
+    rows: Sequence[Row],
+    stages: Sequence[str],
+    seed: int = 0,
+    *,
+    inverse_penalty: float = INVERSE_PENALTY,
+    grams: Grams | None = None,
 ) -> Artifact:
     """Logistic regression of each stage's quality on hashed n-grams of the text.
 
-    A quality between 0 and 1 counts as that share of a right answer and the rest of a wrong one. ``params["spread"]``
-    is the variance of the outcomes about the fit, as a share of what right-or-wrong answers would have. ``metrics``:
-    ``rows`` and ``r2_train``, which is no measure of how it does on questions that it has not seen. Raises UsageError
-    for rows that cannot be fitted, MissingExtraError.
+    A quality between 0 and 1 counts as that share of a right answer and the rest of a wrong one. ``grams`` holds the
+    rows' texts where they were hashed before, for fits that share them. ``params["spread"]`` is the variance of the
+    outcomes about the fit, as a share of what right-or-wrong answers would have. ``metrics``: ``rows`` and
+    ``r2_train``, which is no measure of how it does on questions that it has not seen. Raises UsageError for rows that
+    cannot be fitted, MissingExtraError.
     """
     _check(rows, stages)
-    fitted = [_fit_stage([row for row in rows if row.stage == i], seed, inverse_penalty) for i in range(len(stages))]
+    grams = grams or Grams([row.text for row in rows])
+    by_stage = ([row for row in rows if row.stage == i] for i in range(len(stages)))
+    fitted = [_fit_stage(mine, grams.of([row.text for row in mine]), seed, inverse_penalty) for mine in by_stage]
     quality = np.concatenate([stage.quality for stage in fitted])
     residuals = np.concatenate([stage.quality - stage.means for stage in fitted])
     return Artifact(
@@ -146,17 +154,30 @@ class _StageFit(NamedTuple):
         return min(float(np.mean((self.quality - self.means) ** 2)) / binary, 1.0) if binary else 1.0
 
 
-def _fit_stage(rows: Sequence[Row], seed: int, inverse_penalty: float) -> _StageFit:
-    grams, quality = _gram_matrix([row.text for row in rows]), _qualities(rows)
+class Grams:
+    """Texts hashed once. Raises MissingExtraError."""
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        distinct = dict.fromkeys(texts)
+        self._place = {text: place for place, text in enumerate(distinct)}
+        self._matrix = _gram_matrix(list(distinct))
+
+    def of(self, texts: Iterable[str]) -> Any:
+        """The lines of these texts, each of them known: a sparse matrix, (texts, BUCKETS + DENSE)."""
+        return self._matrix[[self._place[text] for text in texts]]
+
+
+def _fit_stage(rows: Sequence[Row], grams: Any, seed: int, inverse_penalty: float) -> _StageFit:
+    quality = _qualities(rows)
     if quality.min() == quality.max():  # no regression needs to tell right from wrong here
         mean = float(np.clip(quality[0], 0.001, 0.999))
         flat = np.zeros(BUCKETS + DENSE)
         return _StageFit(flat, float(np.log(mean / (1 - mean))), quality, np.full(len(rows), mean))
     model = _sklearn("sklearn.linear_model").LogisticRegression(C=inverse_penalty, max_iter=300, random_state=seed)
-    right = np.repeat([1, 0], len(rows))
-    weight = np.concatenate([quality, 1 - quality])
+    right, wrong = np.flatnonzero(quality > 0), np.flatnonzero(quality < 1)  # a row with weight 0 would only cost time
+    weight = np.concatenate([quality[right], 1 - quality[wrong]])
     with _quiet():
-        model.fit(_sklearn("scipy.sparse").vstack([grams, grams]), right, sample_weight=weight)
+        model.fit(grams[np.r_[right, wrong]], np.repeat([1, 0], (len(right), len(wrong))), sample_weight=weight)
     means = model.predict_proba(grams)[:, 1]
     return _StageFit(model.coef_[0], float(model.intercept_[0]), quality, means)
 
@@ -295,7 +316,10 @@ def _sklearn(module: str) -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """A fit that stops at its limit says so in ``metrics``, not on the screen."""
-    with warnings.catch_warnings():
+    """A fit that stops at its limit says so in ``metrics``, not on the screen.
+
+    Vectors here are short: threads that wait for each other made a fit 5 times slower on 2 cores.
+    """
+    with warnings.catch_warnings(), _sklearn("threadpoolctl").threadpool_limits(1):
         warnings.simplefilter("ignore")
         yield

@@ -1,0 +1,51 @@
+"""Aligned outcomes → what fitting takes: rows, folds that keep groups whole, samples of whole groups."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stepladder.errors import UsageError
+from stepladder.evaluate.aligned import Aligned
+from stepladder.predictors.complexity import CLASSES, Complexity
+from stepladder.train.fit import Row
+
+Numbers = NDArray[np.intp]
+
+
+def fit_rows(data: Aligned) -> list[Row]:
+    """One row for each query and stage; a level that is no class of complexity is no label."""
+    known: dict[str, Complexity] = {name: name for name in CLASSES}
+    labels = [known.get(level or "") for level in data.levels]
+    return [
+        Row(request.text, stage, quality, label)
+        for request, line, label in zip(data.requests, data.quality.tolist(), labels, strict=True)
+        for stage, quality in enumerate(line)
+    ]
+
+
+def has_classes(data: Aligned) -> bool:
+    """True where every class of complexity occurs among the queries, so that a classifier can be learned."""
+    return set(CLASSES) <= set(data.levels)
+
+
+def folds(data: Aligned, count: int, rng: np.random.Generator) -> Numbers:
+    """(n,) a fold in [0, count) for each query; queries of one group fall into one fold.
+
+    Raises UsageError where there are fewer groups than folds.
+    """
+    groups = int(data.groups.max()) + 1
+    if groups < count:
+        raise UsageError(f"{groups} groups of queries are too few for {count} folds: collect more outcomes")
+    found: Numbers = (rng.permutation(groups) % count)[data.groups]
+    return found
+
+
+def sample(data: Aligned, most: int, rng: np.random.Generator) -> Aligned:
+    """About ``most`` queries, whole groups drawn by chance; all of them where there are no more."""
+    if len(data) <= most:
+        return data
+    sizes = np.bincount(data.groups)
+    order = rng.permutation(len(sizes))
+    taken = order[: int(np.searchsorted(np.cumsum(sizes[order]), most, side="right"))]
+    return data.take(np.isin(data.groups, taken))
