@@ -406,3 +406,59 @@ def test_a_managed_router_is_started_and_closed() -> None:
     with running(made.app):
         assert (made.engine.started, made.engine.closed) == (1, 0)
     assert (made.engine.closed, made.store.closed) == (1, 1)
+
+
+CUT = """
+import asyncio, sys
+sys.path[:0] = {path!r}
+from gateway_fakes import attempt, world
+from stepladder.gateway.server import serve
+from stepladder.types import Delta
+
+async def hangs(request, stage):
+    if request.params.get("stream"):
+        yield Delta("Once")
+    try:
+        await asyncio.Event().wait()
+    finally:
+        await asyncio.sleep(0.05)  # an engine takes its time to let go
+    yield attempt(stage.name)
+
+made = world(hangs, manage_router=True)
+written = []
+append, close = made.store.append, made.store.close
+made.store.append = lambda trace: (append(trace), written.append(made.store.closed))
+serve(made.app, port={port}, grace_s={grace})
+print(*[(trace.fault.kind, closed) for trace, closed in zip(made.store.traces, written)])
+"""
+
+
+@pytest.mark.parametrize("signals", [[signal.SIGTERM], [signal.SIGINT, signal.SIGINT]])
+async def test_requests_that_are_cut_off_are_told_and_leave_their_traces(signals: list[signal.Signals]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    grace = 1 if len(signals) == 1 else 60
+    program = CUT.format(path=sys.path, port=port, grace=grace)
+    base = f"http://127.0.0.1:{port}"
+    pipe = asyncio.subprocess.PIPE
+    child = await asyncio.create_subprocess_exec(sys.executable, "-c", program, stdout=pipe, stderr=pipe)
+    await _answers(base)
+    async with connected(base) as (plain, to_plain), connected(base) as (stream, to_stream):
+        to_plain.write(post(json.dumps({"messages": MESSAGES}).encode()))
+        to_stream.write(post(json.dumps({"messages": MESSAGES, "stream": True}).encode()))
+        await stream.readuntil(b"Once")
+        for number in signals:
+            child.send_signal(number)
+            await asyncio.sleep(0.3)
+        out, err = await asyncio.wait_for(child.communicate(), 15)
+        head, body = (await plain.read()).split(b"\r\n\r\n")
+        tail = await stream.read()
+    assert out == b"('cancelled', 0) ('cancelled', 0)\n"
+    assert child.returncode == 0
+    assert b"Traceback" not in err
+    assert head.startswith(b"HTTP/1.1 503")
+    assert b"retry-after: 5" in head
+    assert json.loads(body)["error"]["code"] == "shutting_down"
+    assert b'data: {"error":{"message":"the server is shutting down' in tail
+    assert tail.endswith(b"0\r\n\r\n")
+    assert b"[DONE]" not in tail

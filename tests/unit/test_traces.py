@@ -197,3 +197,24 @@ def test_a_file_that_stays_locked_is_given_up(tmp_path, in_a_hurry, caplog):
     store.append(trace("b"))
     assert store.get("b") == trace("b")
     store.close()
+
+
+def test_a_closed_store_says_so(tmp_path, caplog):
+    store = SqliteTraceStore(tmp_path / "t.sqlite3")
+    store.append(trace("a"))
+    store.close()
+    store.append(trace("b"))
+    assert store.shed == 1
+    assert "'b' came after the store was closed" in caplog.text
+    for use in (
+        lambda: store.get("a"),
+        store.read,
+        store.flush,
+        lambda: store.outcomes("a"),
+        lambda: store.outcome(Outcome("a", 1.0, "user")),
+    ):
+        with pytest.raises(TraceError, match="was closed"):
+            use()
+    again = SqliteTraceStore(store.path)
+    assert [each.id for each in again.read()] == ["a"]
+    again.close()

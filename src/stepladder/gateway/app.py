@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,17 +14,19 @@ from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HTTPRequest
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from stepladder.errors import RequestError
 from stepladder.gateway.faults import BAD_REQUEST, error_body, error_reply
 from stepladder.gateway.replies import EventStream, Reply, Sendable, json_reply
 from stepladder.gateway.report import answer_headers, call_headers, decision_headers, outcomes_body, route_body
-from stepladder.gateway.stream import ChunkWriter, frames, opened
+from stepladder.gateway.stream import ChunkWriter, frames, opened, sse
 from stepladder.gateway.wire import Names, answer_body, dumps, models_body, parse_object, read_model, read_request
 from stepladder.router import Router
 from stepladder.traces.codec import encode
 from stepladder.types import Endpoint, Request
+
+_CUT_OFF_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +152,15 @@ class Door:
         self._limit = limit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        sent = Sent(send)
+        try:
+            await self._serve(scope, receive, sent)
+        except asyncio.CancelledError:
+            # The server ends and will wait no longer. Passed on, this would make it write a stack trace to the log
+            # and a bare 500 to the client, so it ends here: the work is over, and the client is told.
+            await cut_off(sent)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             body = await read_body(scope, receive, self._limit)
         except RequestError as error:
@@ -165,6 +176,31 @@ class Door:
         except Exception as error:  # noqa: BLE001 - the one place that turns what was raised into a reply
             reply = error_reply(error)
         await reply(send)
+
+
+class Sent:
+    """``send``, remembering how much of the reply has left."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.begun = self.streaming = False
+
+    async def __call__(self, message: Message) -> None:
+        await self._send(message)
+        self.begun = True
+        self.streaming = bool(message.get("more_body"))
+
+
+async def cut_off(sent: Sent) -> None:
+    """Tell a client that its request was cut off: a 503, or an error event where a stream has begun."""
+    body = error_body("the server is shutting down; try again", "server_error", code="shutting_down")
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_CUT_OFF_S):  # it may not be reading
+            if not sent.begun:
+                await json_reply(body, ((b"retry-after", b"5"), (b"connection", b"close")), 503)(sent)
+            elif sent.streaming:
+                await sent({"type": "http.response.body", "body": sse(body), "more_body": True})
+                await sent({"type": "http.response.body", "body": b""})
 
 
 async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:

@@ -7,6 +7,7 @@ error to whoever asked for it.
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 import socket
 import threading
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 
 _POLL_S = 0.005
 _BACKLOG = 2048
+_CUT_OFF_S = 5.0
+
+log = logging.getLogger("stepladder.gateway")
 
 
 Ready = Callable[[str], None]
@@ -111,7 +115,25 @@ async def _run(
     async with app.router.lifespan_context(app):
         if ready is not None:
             ready(_url(listener))
-        await server.serve(sockets=[listener])
+        try:
+            await server.serve(sockets=[listener])
+        finally:
+            await _cut_off(server.server_state.tasks)
+
+
+async def _cut_off(requests: set[asyncio.Task[None]]) -> None:
+    """End the requests still under way and wait for them: their traces must be written before the store is closed.
+
+    The server has cancelled them when their grace was over, but does not wait; after a second SIGINT it does neither.
+    """
+    left = [task for task in requests if not task.done()]
+    for task in left:
+        if not task.cancelling():
+            task.cancel()
+    if left:
+        _, stuck = await asyncio.wait(left, timeout=_CUT_OFF_S)
+        if stuck:
+            log.error("%d requests did not end within %g s; their traces are lost", len(stuck), _CUT_OFF_S)
 
 
 def _listening(host: str, port: int) -> socket.socket:

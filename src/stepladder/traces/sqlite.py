@@ -8,6 +8,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import orjson
@@ -54,16 +55,17 @@ class SqliteTraceStore:
     """A ``TraceStore`` in a file.
 
     ``append`` returns at once; ``get`` and ``read`` first wait for what was appended before them. ``outcome`` returns
-    only once it is on disk. Raises TraceError for a file that is no trace store or comes from a newer version.
+    only once it is on disk. Raises TraceError for a file that is no trace store or comes from a newer version, and
+    from every method that cannot do its work, also because the store was closed; ``append`` counts and logs instead.
     """
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
         self.shed = 0
         self._closed = False
-        self._hurry = threading.Event()  # set by ``close``: no more pauses between tries
-        self._count_lock = threading.Lock()  # of ``shed`` alone: ``append`` must not wait for one held during a write
-        self._lock = threading.Lock()
+        self._hurry = threading.Event()  # set by ``close``: one try more and no pauses
+        self._gate = threading.Lock()  # never held for long: ``append`` waits for it
+        self._lock = threading.Lock()  # one use of the file at a time
         self._db = self._open()
         self._queue: queue.SimpleQueue[Trace | threading.Event | None] = queue.SimpleQueue()
         self._writer = threading.Thread(target=self._write_forever, name="stepladder-traces", daemon=True)
@@ -71,48 +73,51 @@ class SqliteTraceStore:
 
     def append(self, trace: Trace) -> None:
         """Hand a trace over to the writer; where 20,000 wait already it is dropped and counted in ``shed``."""
-        if self._queue.qsize() < QUEUE_LIMIT:
-            self._queue.put(trace)
-        else:
+        with self._gate:
+            closed = self._closed
+            room = not closed and self._queue.qsize() < QUEUE_LIMIT
+            if room:
+                self._queue.put(trace)
+        if not room:
             self._shed(1)
+        if closed:
+            log.error("trace %r came after the store was closed and is lost", trace.id)
 
     def outcome(self, outcome: Outcome) -> None:
         """Keep a measured quality; the same decision, source and stage again replaces the earlier score."""
         row = (outcome.decision_id, outcome.source, outcome.stage or "", outcome.score, outcome.comment)
-        with self._lock, self._db:
-            self._db.execute(
-                "INSERT OR REPLACE INTO outcomes (decision_id, source, stage, score, comment) VALUES (?, ?, ?, ?, ?)",
-                row,
-            )
+        query = "INSERT OR REPLACE INTO outcomes (decision_id, source, stage, score, comment) VALUES (?, ?, ?, ?, ?)"
+        with self._using() as db, db:
+            db.execute(query, row)
 
     def get(self, trace_id: str) -> Trace | None:
         """One trace by its decision id, None where there is none."""
         self.flush()
-        with self._lock:
-            row = self._db.execute("SELECT body FROM traces WHERE id = ?", (trace_id,)).fetchone()
+        with self._using() as db:
+            row = db.execute("SELECT body FROM traces WHERE id = ?", (trace_id,)).fetchone()
         return None if row is None else decode(orjson.loads(row[0]))
 
     def read(self, *, since: float = 0.0, limit: int | None = None) -> Iterator[Trace]:
         """Traces in the order they were made, from ``since`` (seconds since the epoch) on."""
         self.flush()
         query = "SELECT body FROM traces WHERE created_at >= ? ORDER BY created_at, rowid LIMIT ?"
-        with self._lock:
-            rows = self._db.execute(query, (since, -1 if limit is None else limit)).fetchall()
+        with self._using() as db:
+            rows = db.execute(query, (since, -1 if limit is None else limit)).fetchall()
         return (decode(orjson.loads(row[0])) for row in rows)
 
     def outcomes(self, trace_id: str) -> tuple[Outcome, ...]:
         """All measured qualities of one decision."""
         query = "SELECT score, source, stage, comment FROM outcomes WHERE decision_id = ? ORDER BY rowid"
-        with self._lock:
-            rows = self._db.execute(query, (trace_id,)).fetchall()
+        with self._using() as db:
+            rows = db.execute(query, (trace_id,)).fetchall()
         return tuple(Outcome(trace_id, score, source, stage or None, comment) for score, source, stage, comment in rows)
 
     def flush(self, limit_s: float = FLUSH_LIMIT_S) -> None:
         """Wait until everything appended so far was written. Raises TraceError where that takes too long."""
-        if self._closed:
-            return
         done = threading.Event()
-        self._queue.put(done)
+        with self._gate:
+            self._check_open()
+            self._queue.put(done)
         last = time.monotonic() + limit_s
         while not done.wait(_ALIVE_CHECK_S):
             if not self._writer.is_alive():
@@ -122,15 +127,30 @@ class SqliteTraceStore:
 
     def close(self) -> None:
         """Write what waits, then close. Safe to call twice."""
-        if self._closed:
-            return
-        self._closed = True
+        with self._gate:
+            if self._closed:
+                return
+            self._closed = True
+            self._queue.put(None)  # the last: nothing is put in after ``_closed``
         self._hurry.set()
-        self._queue.put(None)
         self._writer.join()
-        self._db.close()
+        with self._lock:
+            self._db.close()
 
     # ── the file ─────────────────────────────────────────────────────────────
+
+    @contextmanager
+    def _using(self) -> Iterator[sqlite3.Connection]:
+        with self._lock:
+            self._check_open()
+            try:
+                yield self._db
+            except sqlite3.Error as error:
+                raise TraceError(f"traces.path: '{self.path}' cannot be used: {error}") from error
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise TraceError(f"traces.path: the store '{self.path}' was closed")
 
     def _open(self) -> sqlite3.Connection:
         try:
@@ -199,7 +219,7 @@ class SqliteTraceStore:
                 with self._lock, self._db:
                     self._db.executemany("INSERT OR REPLACE INTO traces VALUES (?, ?, ?, ?, ?, ?)", rows)
             except Exception as error:  # a full disk must not stop the gateway; what is lost is counted and said
-                if pause is None or not _is_busy(error):
+                if pause is None or self._hurry.is_set() or not _is_busy(error):
                     self._shed(len(rows))
                     log.exception("%d traces could not be written to %s", len(rows), self.path)
                     return
@@ -208,7 +228,7 @@ class SqliteTraceStore:
                 return
 
     def _shed(self, count: int) -> None:
-        with self._count_lock:
+        with self._gate:
             self.shed += count
 
 
