@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from gateway_fakes import PRICE, STAGES, attempt, chunk, echoes, get, plays, post, world
+from stepladder.errors import EngineError
 from stepladder.gateway.app import GatewaySettings, while_connected
 from stepladder.gateway.report import call_headers
 from stepladder.gateway.stream import is_preamble
@@ -134,6 +135,20 @@ async def test_the_lifespan_minds_the_router_only_when_asked(managed: bool) -> N
         assert made.engine.closed == 0
     assert made.engine.closed == managed
     assert made.store.closed == managed
+
+
+async def test_a_router_that_cannot_start_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = world(manage_router=True)
+
+    async def cannot() -> None:
+        raise EngineError("no model")
+
+    monkeypatch.setattr(made.engine, "start", cannot)
+    with pytest.raises(EngineError, match="no model"):
+        async with made.app.router.lifespan_context(made.app):
+            pytest.fail("it was entered")
+    assert made.engine.closed
+    assert made.store.closed
 
 
 # ── a client that leaves ─────────────────────────────────────────────────────

@@ -45,9 +45,9 @@ def create_app(router: Router, settings: GatewaySettings | None = None, *, manag
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        if manage_router:
-            await router.start()
         try:
+            if manage_router:
+                await router.start()
             yield
         finally:
             if manage_router:
