@@ -23,7 +23,7 @@ from stepladder.engines import llama
 from stepladder.engines.llama import LlamaEngine
 from stepladder.engines.openai import OpenAIEngine
 from stepladder.errors import ConfigError, EngineError, MissingExtraError, ModelFileError
-from stepladder.types import Attempt, Delta, EngineEvent, Request, Stage
+from stepladder.types import Attempt, Delta, EngineEvent, Fault, Request, Stage
 
 pytest.importorskip("xllamacpp")
 
@@ -160,6 +160,35 @@ async def test_early_close_frees_the_slot(model: Path) -> None:
             await events.aclose()
         async with asyncio.timeout(2):
             assert (await attempt(engine, where, request())).is_answer
+
+
+async def test_waiting_has_a_limit_too(model: Path, small: Path) -> None:
+    where, other = stage(model, n_parallel=1, total_timeout_s=0.5), stage(small, "other", total_timeout_s=0.5)
+    async with running(where, other, cores=1) as engine:
+        host = engine._hosts["small"]
+        async with host.places:
+            no_place = await attempt(engine, where, request())
+        async with engine._budget.hold("small", 1):
+            no_threads = await attempt(engine, other, request())
+        for found, missing in ((no_place, "place"), (no_threads, "threads")):
+            told = f"no free {missing} of stage '{found.stage}' within 0.5 s (total_timeout_s)"
+            assert found.fault == Fault("timeout", told)
+        assert (await attempt(engine, where, request())).is_answer
+        assert engine._budget.used == 0
+
+
+async def test_a_call_that_nobody_reads_on_holds_nothing_beyond_its_time(model: Path) -> None:
+    where = stage(model, n_parallel=1, total_timeout_s=1)
+    async with running(where) as engine:
+        unread = engine.generate(LONG, where)
+        await anext(unread)
+        assert engine._budget.used == 1
+        async with asyncio.timeout(10):
+            while engine._budget.used:
+                await asyncio.sleep(0.01)
+        assert (await attempt(engine, where, request())).is_answer
+        await unread.aclose()
+        assert engine._budget.used == 0
 
 
 async def test_as_an_external_server(model: Path) -> None:

@@ -468,6 +468,51 @@ async def test_no_place_within_the_total_time() -> None:
         assert [found.kind for found in faults if found] == ["timeout", "timeout"]
 
 
+async def test_the_wait_for_a_place_is_part_of_the_total_time() -> None:
+    limit = 0.4
+    free = asyncio.Event()
+
+    async def first_waits_then_stalls(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        if not free.is_set():
+            await free.wait()
+            return await good(request, body)
+        return await stalls(b": x\n\n")(request, body)
+
+    async with setup(first_waits_then_stalls, at_once=1, total_timeout_s=limit) as (engine, where, _):
+        calls = asyncio.gather(*(collect(engine, where, STREAM) for _ in range(2)))
+        await asyncio.sleep(limit / 2)
+        free.set()
+        (*_, first), (*_, second) = await calls
+        assert isinstance(first, Attempt)
+        assert isinstance(second, Attempt)
+        assert first.fault is None
+        assert second.fault == Fault("timeout", f"no whole answer of stage 'small' within {limit} s (total_timeout_s)")
+        assert second.seconds < limit  # what was left of it after the wait
+
+
+async def test_waiting_too_long_for_a_place_says_so() -> None:
+    async with setup(stalls(b": x\n\n"), at_once=1, total_timeout_s=0.05) as (engine, where, server):
+        await engine._places["small"].acquire()  # as if another had it for good
+        (attempt,) = await collect(engine, where, STREAM)
+        assert isinstance(attempt, Attempt)
+        assert attempt.fault == Fault("timeout", "no free place of stage 'small' within 0.05 s (total_timeout_s)")
+        assert server.bodies == []
+
+
+async def test_a_call_that_nobody_reads_on_holds_no_place_beyond_its_time() -> None:
+    async with setup(stalls(sse(CHUNKS[:2], done=False)), at_once=1, total_timeout_s=0.2) as (engine, where, server):
+        unread = engine.generate(STREAM, where)
+        await anext(unread)
+        await asyncio.wait_for(server.cut.wait(), 5)
+        server.handler = good
+        assert (await collect(engine, where, CHAT))[-1].text == "four"
+        *_, last = [event async for event in unread]
+        assert isinstance(last, Attempt)
+        assert last.fault is not None
+        assert (last.fault.kind, "total_timeout_s" in last.fault.message) == ("timeout", True)
+        assert engine._places["small"]._value == 1
+
+
 async def test_closed_engine_refuses_and_can_be_started_again() -> None:
     async with setup(good) as (engine, where, _):
         await engine.close()

@@ -6,14 +6,15 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import aiohttp
 
 from stepladder.engines import wire
+from stepladder.engines.deadline import Deadline, timed_out
 from stepladder.engines.estimate import usage_of
 from stepladder.engines.options import Options
 from stepladder.engines.sse import SSEParser
@@ -42,7 +43,7 @@ class Limits:
 
     ``connect_s``: until the connection stands. ``first_byte_s``: from then to the first byte of the reply, which for
     an unstreamed answer comes when all of it is written. ``idle_s``: between two pieces of the reply. ``total_s``: for
-    all of it, and for a free slot before it.
+    all of it, the wait for a free place before it included.
     """
 
     connect_s: float = 5.0
@@ -99,15 +100,16 @@ async def _note_reuse(_session: aiohttp.ClientSession, context: Any, _params: An
 
 
 async def exchange(
-    session: aiohttp.ClientSession, target: Target, request: Request
+    session: aiohttp.ClientSession, target: Target, request: Request, deadline: Deadline | None = None
 ) -> AsyncGenerator[EngineEvent, None]:
     """Ask, and yield what ``Engine.generate`` yields: deltas where the request streams, then one attempt.
 
     Closing the generator early, or cancelling the task that reads it, closes the connection at once, which is how
     servers learn that nobody waits. ``seconds`` counts from here. The usage of a stream that broke off before its
-    server counted is estimated (``estimate.usage_of``): what was written is paid for.
+    server counted is estimated (``estimate.usage_of``): what was written is paid for. The ``deadline`` (by default
+    the target's total limit from here) cuts the connection also while nobody takes the next event.
     """
-    call = _Call(session, target, request)
+    call = _Call(session, target, request, deadline or Deadline(target.stage, target.limits.total_s))
     fault = None
     try:
         async with aclosing(call.deltas()) as deltas:
@@ -116,17 +118,17 @@ async def exchange(
     except wire.WireError as error:
         fault = error.fault
     except (aiohttp.ClientError, ValueError) as error:  # ValueError: what aiohttp says of an address or header
-        LOG.warning("stage '%s' at %s: %s", target.stage, target.base_url, str(error) or type(error).__name__)
-        fault = Fault("connect", _described(error, target.stage))
+        fault = call.deadline.over().fault if call.was_cut else _broken(error, target)
     yield call.attempt(_redacted(fault, target))
 
 
 class _Call:
     """The state of one exchange."""
 
-    def __init__(self, session: aiohttp.ClientSession, target: Target, request: Request) -> None:
-        self.session, self.target, self.request = session, target, request
+    def __init__(self, session: aiohttp.ClientSession, target: Target, request: Request, deadline: Deadline) -> None:
+        self.session, self.target, self.request, self.deadline = session, target, request, deadline
         self.reply = wire.Reply(target.stage)
+        self.was_cut = False
         self.started = time.perf_counter()
 
     @property
@@ -144,6 +146,7 @@ class _Call:
     async def deltas(self) -> AsyncGenerator[Delta, None]:
         """The pieces of the answer; ``reply`` holds the whole. Raises WireError and aiohttp.ClientError."""
         response = await self._post()
+        cut = self.deadline.at_end(lambda: self._cut(response))
         try:
             if response.status // 100 != 2:
                 raise wire.WireError(wire.refusal(response.status, response.headers, await self._read(response)))
@@ -156,20 +159,26 @@ class _Call:
                 async for delta in chunks:
                     yield delta
         finally:
+            cut.cancel()
             response.close()  # cuts the connection, except where the body was read to its end: then it is kept
+
+    def _cut(self, response: aiohttp.ClientResponse) -> None:
+        self.was_cut = True
+        response.close()
 
     async def _post(self) -> aiohttp.ClientResponse:
         if self.session.closed:
             raise aiohttp.ClientConnectionError("the engine was closed")
         limits = self.target.limits
         data = wire.body(self.request, self.target.model, ask_usage=self.target.ask_usage)
-        async with self._within(limits.connect_s + limits.first_byte_s, "no reply", "first_byte_timeout_s"):
+        async with self.deadline.within("no reply", limits.connect_s + limits.first_byte_s, "first_byte_timeout_s"):
             while True:
                 connection, sent = _Connection(), self.elapsed
                 try:
                     return await self._send(data, connection)
                 except aiohttp.ServerTimeoutError as error:
-                    raise _timeout("no connection", limits.connect_s, "connect_timeout_s") from error
+                    missing = f"no connection to the server of stage '{self.target.stage}'"
+                    raise timed_out(missing, limits.connect_s, "connect_timeout_s") from error
                 except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
                     # A server may close a kept-alive connection just as we use it; llama.cpp does after each stream,
                     # without a word. Then nobody read the request, and it is sent again. One that was at work for a
@@ -233,28 +242,11 @@ class _Call:
         return b"".join(pieces)
 
     async def _piece(self, response: aiohttp.ClientResponse) -> bytes:
-        async with self._within(self.target.limits.idle_s, "no further piece of the reply", "idle_timeout_s"):
+        async with self.deadline.within("no further piece of the reply", self.target.limits.idle_s, "idle_timeout_s"):
             try:
                 return await response.content.readany()
             except RuntimeError as error:  # what aiohttp says where the session was closed midway
                 raise aiohttp.ClientConnectionError(str(error)) from error
-
-    @asynccontextmanager
-    async def _within(self, seconds: float, missing: str, option: str) -> AsyncIterator[None]:
-        """A time limit around one wait; never around a yield, where it would fall on whoever reads."""
-        total = self.target.limits.total_s
-        left = total - self.elapsed
-        try:
-            async with asyncio.timeout(min(seconds, left)):
-                yield
-        except TimeoutError as error:
-            if left < seconds:
-                raise _timeout("no whole answer", total, "total_timeout_s") from error
-            raise _timeout(missing, seconds, option) from error
-
-
-def _timeout(missing: str, seconds: float, option: str) -> wire.WireError:
-    return wire.WireError(Fault("timeout", f"{missing} within {seconds:g} s ({option})"))
 
 
 def _expect_type(response: aiohttp.ClientResponse, wanted: str) -> None:
@@ -270,6 +262,11 @@ def _larger(told: Usage, estimated: Usage) -> Usage:
         max(told.output_tokens, estimated.output_tokens),
         told.cached_tokens,
     )
+
+
+def _broken(error: aiohttp.ClientError | ValueError, target: Target) -> Fault:
+    LOG.warning("stage '%s' at %s: %s", target.stage, target.base_url, str(error) or type(error).__name__)
+    return Fault("connect", _described(error, target.stage))
 
 
 def _described(error: aiohttp.ClientError | ValueError, stage: str) -> str:

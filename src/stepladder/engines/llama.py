@@ -10,18 +10,20 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing, asynccontextmanager
+from contextlib import ExitStack, aclosing
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 
 import aiohttp
 
+from stepladder.engines.deadline import Deadline
 from stepladder.engines.forecast import Forecasts
 from stepladder.engines.http import Limits, Target, bearer, exchange, new_session, read_limits
 from stepladder.engines.llama_process import Child, Model, start_child
 from stepladder.engines.model_file import verify
 from stepladder.engines.options import Options
 from stepladder.engines.threads import ThreadBudget, available_cores
+from stepladder.engines.wire import WireError
 from stepladder.errors import EngineError, MissingExtraError, ModelFileError, StepladderError
 from stepladder.types import Attempt, Capability, EngineCost, EngineEvent, Fault, Request, Stage
 
@@ -54,7 +56,8 @@ class LlamaEngine:
     it up); None leaves the model's own, which the answers at work then share.
 
     The threads of all stages at work never exceed ``cores``: a stage waits for its turn (``threads.ThreadBudget``),
-    and that wait is not part of an attempt's seconds. Raises ConfigError for options that cannot be used.
+    and that wait, like the one for a place, counts against ``total_timeout_s`` and is not part of an attempt's seconds.
+    Raises ConfigError for options that cannot be used.
     """
 
     def __init__(
@@ -124,20 +127,38 @@ class LlamaEngine:
         if self._closed:
             raise EngineError(f"stage '{stage.name}': the engine was closed")
         host = self._hosts[stage.name]
-        async with host.place(), self._budget.hold(stage.name, host.settings.model.threads):
+        deadline = Deadline(stage.name, host.settings.limits.total_s)
+        with ExitStack() as held:
+            deadline.let_go(held)
             try:
-                child = await host.ready()
-            except StepladderError as error:
-                yield Attempt(stage.name, fault=Fault("crash", str(error)))
+                child = await self._admit(host, deadline, held)
+            except (StepladderError, WireError) as error:
+                held.close()
+                fault = error.fault if isinstance(error, WireError) else Fault("crash", str(error))
+                yield Attempt(stage.name, fault=fault)
                 return
-            async with aclosing(self._ask(request, host, child)) as events:
+            async with aclosing(self._ask(request, host, child, deadline)) as events:
                 async for event in events:
                     yield event
 
-    async def _ask(self, request: Request, host: _Host, child: Child) -> AsyncGenerator[EngineEvent, None]:
+    async def _admit(self, host: _Host, deadline: Deadline, held: ExitStack) -> Child:
+        """A place at the stage, its threads, and its running child. Raises WireError where the time is over before."""
+        model = host.settings.model
+        async with deadline.waiting("no free place"):
+            await host.places.acquire()
+        held.callback(host.places.release)
+        async with deadline.waiting("no free threads"):
+            await self._budget.acquire(model.stage, model.threads)
+        held.callback(self._budget.release, model.stage)
+        async with deadline.waiting("no loaded model"):
+            return await host.ready()
+
+    async def _ask(
+        self, request: Request, host: _Host, child: Child, deadline: Deadline
+    ) -> AsyncGenerator[EngineEvent, None]:
         if self._session is None:
             self._session = new_session()
-        async with aclosing(exchange(self._session, host.target(child), request)) as events:
+        async with aclosing(exchange(self._session, host.target(child), request, deadline)) as events:
             async for event in events:
                 if isinstance(event, Attempt):
                     event = await host.explained(event, child)  # noqa: PLW2901 - the attempt, told better
@@ -154,14 +175,9 @@ class _Host:
         self.is_open = True
         self._timer = timer
         self._starting = asyncio.Lock()
-        self._places = asyncio.Semaphore(settings.places)
+        self.places = asyncio.Semaphore(settings.places)
+        """One for each answer that the stage may write at once."""
         self._starts: deque[float] = deque()
-
-    @asynccontextmanager
-    async def place(self) -> AsyncGenerator[None, None]:
-        """One of the answers that the stage may write at once."""
-        async with self._places:
-            yield
 
     async def check(self) -> None:
         """Raise MissingExtraError or ModelFileError where the model cannot be loaded."""

@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing
+from contextlib import ExitStack, aclosing
 from urllib.parse import urlsplit
 
 import aiohttp
 
+from stepladder.engines.deadline import Deadline
 from stepladder.engines.forecast import Forecasts
 from stepladder.engines.http import Target, bearer, exchange, new_session, read_limits
 from stepladder.engines.options import Options
+from stepladder.engines.wire import WireError
 from stepladder.errors import EngineError
-from stepladder.types import Attempt, Capability, EngineCost, EngineEvent, Fault, Request, Stage
+from stepladder.types import Attempt, Capability, EngineCost, EngineEvent, Request, Stage
 
 
 class OpenAIEngine:
@@ -25,8 +27,10 @@ class OpenAIEngine:
     usage; false for old servers that refuse ``stream_options``); ``connect_timeout_s`` 5, ``first_byte_timeout_s``
     120, ``idle_timeout_s`` 60, ``total_timeout_s`` 600 (``http.Limits`` says what each covers).
 
-    At most ``stage.max_concurrency`` calls are in flight for a stage; the wait for a free place is not part of an
-    attempt's seconds. Raises ConfigError for options that cannot be used, a missing key's variable included.
+    At most ``stage.max_concurrency`` calls are in flight for a stage; the wait for a free place counts against
+    ``total_timeout_s`` and is not part of an attempt's seconds. When that time is over, the place is free again also
+    where nobody takes the call's next event. Raises ConfigError for options that cannot be used, a missing key's
+    variable included.
     """
 
     def __init__(self, stages: tuple[Stage, ...], *, environ: Mapping[str, str] = os.environ) -> None:
@@ -68,26 +72,30 @@ class OpenAIEngine:
         if self._closed:
             raise EngineError(f"stage '{stage.name}': the engine was closed")
         await self.start()
-        place = self._places.get(stage.name)
-        if place is not None:
+        deadline = Deadline(stage.name, self._targets[stage.name].limits.total_s)
+        with ExitStack() as held:
             try:
-                async with asyncio.timeout(self._targets[stage.name].limits.total_s):
-                    await place.acquire()
-            except TimeoutError:
-                yield Attempt(stage.name, fault=Fault("timeout", "no free place within total_timeout_s"))
+                await self._take_place(stage, deadline, held)
+            except WireError as error:
+                yield Attempt(stage.name, fault=error.fault)
                 return
-        try:
-            async with aclosing(self._ask(request, stage)) as events:
+            async with aclosing(self._ask(request, stage, deadline)) as events:
                 async for event in events:
                     yield event
-        finally:
-            if place is not None:
-                place.release()
 
-    async def _ask(self, request: Request, stage: Stage) -> AsyncGenerator[EngineEvent, None]:
+    async def _take_place(self, stage: Stage, deadline: Deadline, held: ExitStack) -> None:
+        place = self._places.get(stage.name)
+        if place is None:
+            return
+        async with deadline.waiting("no free place"):
+            await place.acquire()
+        held.callback(place.release)
+        deadline.let_go(held)
+
+    async def _ask(self, request: Request, stage: Stage, deadline: Deadline) -> AsyncGenerator[EngineEvent, None]:
         if self._session is None:
             raise EngineError(f"stage '{stage.name}': the engine was closed")
-        async with aclosing(exchange(self._session, self._targets[stage.name], request)) as events:
+        async with aclosing(exchange(self._session, self._targets[stage.name], request, deadline)) as events:
             async for event in events:
                 if isinstance(event, Attempt):
                     self._forecasts.observe(event)

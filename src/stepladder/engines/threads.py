@@ -44,14 +44,15 @@ class ThreadBudget:
     @asynccontextmanager
     async def hold(self, stage: str, threads: int) -> AsyncGenerator[None, None]:
         """Wait for the stage's threads (never more than there are cores) and hold them inside the block."""
-        await self._acquire(stage, min(threads, self.cores))
+        await self.acquire(stage, threads)
         try:
             yield
         finally:
-            self._release(stage)
+            self.release(stage)
 
-    async def _acquire(self, stage: str, threads: int) -> None:
-        waiter = _Waiter(stage, threads, asyncio.get_running_loop().create_future())
+    async def acquire(self, stage: str, threads: int) -> None:
+        """What ``hold`` begins with, for who cannot hold them in a block; ``release`` is to follow, once."""
+        waiter = _Waiter(stage, min(threads, self.cores), asyncio.get_running_loop().create_future())
         self._queue.append(waiter)
         self._admit()
         try:
@@ -61,10 +62,11 @@ class ThreadBudget:
                 self._queue.remove(waiter)
                 self._admit()  # the ones behind may fit where this one did not
             else:
-                self._release(stage)
+                self.release(stage)
             raise
 
-    def _release(self, stage: str) -> None:
+    def release(self, stage: str) -> None:
+        """Give back what ``acquire`` got."""
         active = self._active[stage]
         active.users -= 1
         if not active.users:
