@@ -462,3 +462,54 @@ async def test_requests_that_are_cut_off_are_told_and_leave_their_traces(signals
     assert b'data: {"error":{"message":"the server is shutting down' in tail
     assert tail.endswith(b"0\r\n\r\n")
     assert b"[DONE]" not in tail
+
+
+SLOW_START = """
+import asyncio, sys
+sys.path[:0] = {path!r}
+from gateway_fakes import world
+from stepladder.gateway.server import serve
+
+made = world(manage_router=True)
+
+async def start():
+    print("loading", flush=True)
+    await asyncio.Event().wait()
+
+made.engine.start = start
+serve(made.app, port=0, ready=lambda url: print("ready"))
+print("closed", made.engine.closed > 0, made.store.closed > 0)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_a_signal_ends_a_start_in_order(number: signal.Signals) -> None:
+    program, pipe = SLOW_START.format(path=sys.path), asyncio.subprocess.PIPE
+    child = await asyncio.create_subprocess_exec(sys.executable, "-c", program, stdout=pipe, stderr=pipe)
+    assert child.stdout is not None
+    assert await child.stdout.readline() == b"loading\n"
+    child.send_signal(number)
+    try:
+        out, err = await asyncio.wait_for(child.communicate(), 5)
+    finally:
+        if child.returncode is None:
+            child.kill()
+    assert (out, err) == (b"closed True True\n", b"")
+    assert child.returncode == 0
+
+
+async def test_a_start_that_is_no_longer_wanted_is_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, cancelled = world(manage_router=True), asyncio.Event()
+
+    async def start() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cancelled.set()
+
+    monkeypatch.setattr(made.engine, "start", start)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.1), serving(made.app):
+            pytest.fail("it was entered")
+    assert cancelled.is_set()
+    assert made.store.closed

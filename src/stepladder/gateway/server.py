@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from starlette.applications import Starlette
 
 _POLL_S = 0.005
+_LEAVE_POLL_S = 0.05
 _BACKLOG = 2048
 _CUT_OFF_S = 5.0
 
@@ -35,6 +36,8 @@ def serve(
     app: Starlette, host: str = "127.0.0.1", port: int = 8080, *, grace_s: int = 10, ready: Ready | None = None
 ) -> None:
     """Serve until SIGINT or SIGTERM; requests under way then get ``grace_s`` seconds to end, a second SIGINT none.
+
+    One that comes while the application starts (models load) ends the start, and this returns.
 
     Raises OSError where the address cannot be had, and what the router raises where it cannot start.
     """
@@ -112,13 +115,29 @@ async def _run(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM) if signals else ():
         loop.add_signal_handler(number, server.handle_exit, number, None)
-    async with app.router.lifespan_context(app):
-        if ready is not None:
-            ready(_url(listener))
-        try:
-            await server.serve(sockets=[listener])
-        finally:
-            await _cut_off(server.server_state.tasks)
+    leaving = asyncio.create_task(_cancel_once_asked(server, asyncio.current_task()))
+    try:
+        async with app.router.lifespan_context(app):
+            leaving.cancel()
+            if ready is not None:
+                ready(_url(listener))
+            try:
+                await server.serve(sockets=[listener])
+            finally:
+                await _cut_off(server.server_state.tasks)
+    except asyncio.CancelledError:
+        if not server.should_exit:
+            raise
+    finally:
+        leaving.cancel()
+
+
+async def _cancel_once_asked(server: uvicorn.Server, start: asyncio.Task[None] | None) -> None:
+    """Cancel a start as soon as the server is to exit, which it looks at itself only once it runs: models load long."""
+    while not server.should_exit:  # noqa: ASYNC110 - the server's flag has no event to wait for
+        await asyncio.sleep(_LEAVE_POLL_S)
+    if start is not None:
+        start.cancel()
 
 
 async def _cut_off(requests: set[asyncio.Task[None]]) -> None:
