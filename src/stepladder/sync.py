@@ -5,14 +5,19 @@ from __future__ import annotations
 import asyncio
 import threading
 import uuid
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterable
+from concurrent.futures import Future, wait
 from types import TracebackType
 from typing import Any, TypeVar
 
+from stepladder.errors import EngineError
 from stepladder.router import Router
 from stepladder.types import EMPTY, Answer, Dials, Mode, Request, Trace
 
 T = TypeVar("T")
+
+END_S = 10.0
+"""How long work that was cancelled may take to let go of its model and to leave its trace."""
 
 
 class Stepladder:
@@ -24,6 +29,7 @@ class Stepladder:
     def __init__(self, router: Router) -> None:
         self.router = router
         self._loop = asyncio.new_event_loop()
+        self._tasks: dict[Future[Any], asyncio.Task[Any]] = {}  # touched on the loop's thread alone
         self._thread = threading.Thread(target=self._loop.run_forever, name="stepladder-loop", daemon=True)
         self._thread.start()
         self._lock = threading.Lock()
@@ -42,7 +48,8 @@ class Stepladder:
     ) -> Answer:
         """Ask one question; ``params`` are OpenAI's (``temperature=0``, ``max_tokens=64`` …).
 
-        Raises RequestError for a request that cannot be served, AnswerError where every way failed.
+        Raises RequestError for a request that cannot be served, AnswerError where every way failed, EngineError once
+        this was closed.
         """
         dials = Dials(lam, mode, min_stage, max_stage, max_cost)
         messages = ({"role": "user", "content": prompt},)
@@ -62,12 +69,14 @@ class Stepladder:
         self._run(self.router.start())
 
     def close(self) -> None:
-        """Stop the engines and close the trace store. Safe to call twice."""
+        """Cancel what other threads still ask, stop the engines, close the trace store. Safe to call twice."""
         with self._lock:
             if self._closed:
                 return
             self._closed = True
-            self._run(self.router.close())
+        try:
+            self._wait(self._begin(self._end()))
+        finally:
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
             self._loop.close()
@@ -80,8 +89,63 @@ class Stepladder:
     ) -> None:
         self.close()
 
+    # ── from the caller's thread to the loop's and back ──────────────────────
+
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+        with self._lock:  # so that ``close`` sees all that was begun before it
+            if self._closed:
+                work.close()
+                raise EngineError("this ladder was closed")
+            future = self._begin(work)
+        return self._wait(future)
+
+    def _begin(self, work: Coroutine[Any, Any, T]) -> Future[T]:
+        """Start work on the loop. Its future is done only when the work has ended, also where it was cancelled."""
+        future: Future[T] = Future()
+        self._loop.call_soon_threadsafe(self._make_task, work, future)
+        return future
+
+    def _make_task(self, work: Coroutine[Any, Any, T], future: Future[T]) -> None:
+        task = self._tasks[future] = self._loop.create_task(work)
+        task.add_done_callback(lambda done: self._report(done, future))
+
+    def _report(self, task: asyncio.Task[T], future: Future[T]) -> None:
+        del self._tasks[future]
+        error = EngineError("this ladder was closed") if task.cancelled() else task.exception()
+        if error is None:
+            future.set_result(task.result())
+        else:
+            future.set_exception(error)
+
+    def _wait(self, future: Future[T]) -> T:
+        try:
+            return future.result()
+        except BaseException:  # re-raised: Ctrl-C reaches the thread that waits, not the work
+            if not future.done():
+                self._loop.call_soon_threadsafe(self._cancel, future)
+                wait([future], END_S)
+            raise
+
+    def _cancel(self, future: Future[Any]) -> None:
+        if future in self._tasks:
+            self._tasks[future].cancel()
+
+    async def _end(self) -> None:
+        try:
+            await _cancelled(set(self._tasks.values()))
+            await self.router.close()
+        finally:
+            await _cancelled(asyncio.all_tasks())  # what an engine may have left running
+            await self._loop.shutdown_asyncgens()
+
+
+async def _cancelled(tasks: Iterable[asyncio.Task[Any]]) -> None:
+    """Cancel tasks, but for the one that this is, and wait until they have ended."""
+    others = [task for task in tasks if task is not asyncio.current_task()]
+    for task in others:
+        task.cancel()
+    if others:
+        await asyncio.wait(others, timeout=END_S)
 
 
 def _new_id() -> str:
