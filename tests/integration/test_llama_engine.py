@@ -179,13 +179,12 @@ async def test_waiting_has_a_limit_too(model: Path, small: Path) -> None:
 
 async def test_a_call_that_nobody_reads_on_holds_nothing_beyond_its_time(model: Path) -> None:
     where = stage(model, n_parallel=1, total_timeout_s=1)
-    async with running(where) as engine:
+    async with running(where, cores=1) as engine:
         unread = engine.generate(LONG, where)
         await anext(unread)
         assert engine._budget.used == 1
-        async with asyncio.timeout(10):
-            while engine._budget.used:
-                await asyncio.sleep(0.01)
+        async with asyncio.timeout(10), engine._budget.hold("another", 1):
+            pass
         assert (await attempt(engine, where, request())).is_answer
         await unread.aclose()
         assert engine._budget.used == 0
@@ -355,6 +354,77 @@ def test_the_child_leaves_when_its_parent_is_killed(model: Path) -> None:
             return
         time.sleep(0.02)
     raise AssertionError("the child outlived its parent")
+
+
+# ── loading ──────────────────────────────────────────────────────────────────
+
+
+class SlowLoads:
+    """``start_child``, held back until ``go``; keeps how many were begun, and how many were given up."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.go, self.is_begun = asyncio.Event(), asyncio.Event()
+        self.begun = self.given_up = 0
+        self._start = llama.start_child
+        monkeypatch.setattr(llama, "start_child", self)
+
+    async def __call__(self, model: Any) -> Any:
+        self.begun += 1
+        self.is_begun.set()
+        try:
+            await self.go.wait()
+        except asyncio.CancelledError:
+            self.given_up += 1
+            raise
+        return await self._start(model)
+
+
+async def test_impatient_callers_do_not_end_the_load(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loads, where = SlowLoads(monkeypatch), stage(model)
+    engine = LlamaEngine((where,))
+    for _ in range(2 * llama.RESTARTS):
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(attempt(engine, where, request()), 0.02)
+    loads.go.set()
+    assert (await attempt(engine, where, request())).is_answer
+    assert (loads.begun, loads.given_up) == (1, 0)
+    await engine.close()
+
+
+async def test_close_ends_a_load(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loads, where = SlowLoads(monkeypatch), stage(model)
+    engine = LlamaEngine((where,))
+    waiting = asyncio.create_task(attempt(engine, where, request()))
+    await loads.is_begun.wait()
+    await engine.close()
+    found = await waiting
+    assert found.fault is not None
+    assert "was closed" in found.fault.message
+    assert loads.given_up == 1
+    loads.go.set()
+    await engine.start()  # what was given up counts for nothing
+    assert (await attempt(engine, where, request())).is_answer
+    await engine.close()
+
+
+async def test_loads_that_fail_are_limited(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = 0
+
+    async def dies(_model: Any) -> Any:
+        nonlocal begun
+        begun += 1
+        raise OSError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(llama, "start_child", dies)
+    where = stage(small)
+    engine = LlamaEngine((where,))
+    faults = [(await attempt(engine, where, request())).fault for _ in range(llama.RESTARTS + 3)]
+    assert begun == llama.RESTARTS + 1
+    assert all(found is not None and found.kind == "crash" for found in faults)
+    assert "temporarily unavailable" in str(faults[0])
+    assert "left alone" in str(faults[-1])
+    assert len(engine._hosts["small"]._deaths) == begun  # asking in vain does not prolong it
+    await engine.close()
 
 
 # ── files that cannot be used ────────────────────────────────────────────────

@@ -174,10 +174,10 @@ class _Host:
         self.child: Child | None = None
         self.is_open = True
         self._timer = timer
-        self._starting = asyncio.Lock()
+        self._load: asyncio.Task[Child] | None = None
         self.places = asyncio.Semaphore(settings.places)
         """One for each answer that the stage may write at once."""
-        self._starts: deque[float] = deque()
+        self._deaths: deque[float] = deque()
 
     async def check(self) -> None:
         """Raise MissingExtraError or ModelFileError where the model cannot be loaded."""
@@ -190,16 +190,43 @@ class _Host:
             raise ModelFileError(f"stage '{model.stage}': {error}") from error
 
     async def ready(self) -> Child:
-        """The running child, started if need be. Raises as ``start_child`` does, or EngineError at the limit."""
-        async with self._starting:
-            if not self.is_open:
-                raise EngineError(f"stage '{self.settings.model.stage}': the engine was closed")
-            if self.child is not None and self.child.is_alive:
-                return self.child
-            self._count_start()
-            await self.check()
-            self.child = await start_child(self.settings.model)
+        """The running child, loaded first if need be. Raises as ``start_child`` does, or EngineError at the limit.
+
+        The load is the host's: a caller that leaves does not end it, and finds it done when it comes again.
+        """
+        if not self.is_open:
+            raise self._closed()
+        if self.child is not None and self.child.is_alive:
             return self.child
+        if self._load is None:
+            self._load = asyncio.create_task(self._start())
+            self._load.add_done_callback(_retrieve)
+        load = self._load
+        await asyncio.wait((load,))  # unlike ``await load`` it does not hand on a cancellation, in either direction
+        if load.cancelled():
+            raise self._closed()
+        return load.result()
+
+    async def _start(self) -> Child:
+        try:
+            self._refuse_what_does_not_stay()
+            await self.check()
+            self.child = await self._started()
+        finally:
+            self._load = None
+        return self.child
+
+    async def _started(self) -> Child:
+        """A new child; one that dies before it answers is a death like any other."""
+        model = self.settings.model
+        try:
+            return await start_child(model)
+        except OSError as error:
+            self._deaths.append(self._timer())
+            raise EngineError(f"the process of stage '{model.stage}' cannot be started: {error}") from error
+        except StepladderError:
+            self._deaths.append(self._timer())
+            raise
 
     def target(self, child: Child) -> Target:
         """Where the child is asked."""
@@ -218,23 +245,37 @@ class _Host:
     async def close(self) -> None:
         """End the child; also one that is just being started. Calls that still wait for it start none."""
         self.is_open = False
-        async with self._starting:
-            child, self.child = self.child, None
-            self._starts.clear()
-            if child is not None:
-                await child.end()
+        load, self._load = self._load, None
+        if load is not None:
+            load.cancel()
+            await asyncio.wait((load,))
+        child, self.child = self.child, None
+        self._deaths.clear()
+        if child is not None:
+            await child.end()
 
-    def _count_start(self) -> None:
-        """The first start and ``RESTARTS`` more are allowed within the window, whether they succeed or not."""
+    def _refuse_what_does_not_stay(self) -> None:
+        """``RESTARTS`` deaths within the window are made good; loads that were given up are none."""
         now = self._timer()
-        while self._starts and now - self._starts[0] > RESTART_WINDOW_S:
-            self._starts.popleft()
-        if len(self._starts) > RESTARTS:
+        if self.child is not None:
+            self._deaths.append(now)
+            self.child = None
+        while self._deaths and now - self._deaths[0] > RESTART_WINDOW_S:
+            self._deaths.popleft()
+        if len(self._deaths) > RESTARTS:
             raise EngineError(
-                f"the process of stage '{self.settings.model.stage}' was started {len(self._starts)} times within "
-                f"{RESTART_WINDOW_S:g} s and did not stay; it is left alone until that time is over"
+                f"the process of stage '{self.settings.model.stage}' died {len(self._deaths)} times within "
+                f"{RESTART_WINDOW_S:g} s; it is left alone until that time is over"
             )
-        self._starts.append(now)
+
+    def _closed(self) -> EngineError:
+        return EngineError(f"stage '{self.settings.model.stage}': the engine was closed")
+
+
+def _retrieve(load: asyncio.Task[Child]) -> None:
+    """Know the error of a load whose callers have all left: the next caller meets it again."""
+    if not load.cancelled():
+        load.exception()
 
 
 def _settings(stage: Stage, cores: int, usual_threads: int) -> Settings:
