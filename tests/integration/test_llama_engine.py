@@ -407,6 +407,53 @@ async def test_close_ends_a_load(model: Path, monkeypatch: pytest.MonkeyPatch) -
     await engine.close()
 
 
+class IdleChild:
+    """Stands for a process that has loaded its model."""
+
+    is_alive, pid = True, 0
+
+    async def end(self) -> None:
+        self.is_alive = False
+
+
+@pytest.mark.parametrize("at_work", [0, 2])
+async def test_loads_keep_within_the_cores(small: Path, monkeypatch: pytest.MonkeyPatch, at_work: int) -> None:
+    """Beside each other, and beside an answer that another stage writes meanwhile."""
+    cores, loading, most = 4, 0, 0
+
+    async def load(model: Any) -> Any:
+        nonlocal loading, most
+        loading += model.threads
+        most = max(most, loading)
+        await asyncio.sleep(0.01)
+        loading -= model.threads
+        return IdleChild()
+
+    monkeypatch.setattr(llama, "start_child", load)
+    stages = [stage(small, f"s{threads}-{i}", threads=threads) for threads in (1, 2, 4) for i in range(3)]
+    engine = LlamaEngine(tuple(stages), cores=cores)
+    async with engine._budget.hold("at work", at_work):
+        start = asyncio.create_task(engine.start())
+        await asyncio.wait((start,), timeout=0.2)
+        assert most == cores - at_work
+    await start
+    assert most == cores
+    assert engine._budget.used == 0
+    await engine.close()
+
+
+async def test_a_load_does_not_wait_for_threads_that_its_caller_holds(
+    model: Path, small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both stages need the only core, each to load and to answer."""
+    stages = (stage(model), stage(small, "other"))
+    engine = LlamaEngine(stages, cores=1)
+    async with asyncio.timeout(20):
+        found = await asyncio.gather(*(attempt(engine, where, request()) for where in stages * 3))
+    assert [each.fault for each in found] == [None] * 6
+    await engine.close()
+
+
 async def test_loads_that_fail_are_limited(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     begun = 0
 

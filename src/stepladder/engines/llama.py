@@ -27,7 +27,6 @@ from stepladder.engines.wire import WireError
 from stepladder.errors import EngineError, MissingExtraError, ModelFileError, StepladderError
 from stepladder.types import Attempt, Capability, EngineCost, EngineEvent, Fault, Request, Stage
 
-LOADS_AT_ONCE = 4
 RESTARTS = 3
 RESTART_WINDOW_S = 60.0
 DEATH_S = 1.0
@@ -55,9 +54,9 @@ class LlamaEngine:
     time limits of the ``openai`` engine. ``stage.context`` is the context of each answer in tokens (llama.cpp rounds
     it up); None leaves the model's own, which the answers at work then share.
 
-    The threads of all stages at work never exceed ``cores``: a stage waits for its turn (``threads.ThreadBudget``),
-    and that wait, like the one for a place, counts against ``total_timeout_s`` and is not part of an attempt's seconds.
-    Raises ConfigError for options that cannot be used.
+    The threads of all stages at work or loading never exceed ``cores``: a stage waits for its turn
+    (``threads.ThreadBudget``), and that wait, like the one for a place, counts against ``total_timeout_s`` and is not
+    part of an attempt's seconds. Raises ConfigError for options that cannot be used.
     """
 
     def __init__(
@@ -65,8 +64,8 @@ class LlamaEngine:
     ) -> None:
         cores = cores or available_cores()
         usual = max(1, cores // max(1, len(stages)))
-        self._hosts = {stage.name: _Host(_settings(stage, cores, usual), timer) for stage in stages}
         self._budget = ThreadBudget(cores)
+        self._hosts = {stage.name: _Host(_settings(stage, cores, usual), self._budget, timer) for stage in stages}
         self._forecasts = Forecasts()
         self._session: aiohttp.ClientSession | None = None
         self._closed = False
@@ -87,24 +86,18 @@ class LlamaEngine:
         return child.pid if child is not None and child.is_alive else None
 
     async def start(self) -> None:
-        """Check every file, then load the models side by side.
+        """Check every file, then load the models, side by side as far as the cores go.
 
         Raises MissingExtraError, or ModelFileError or EngineError with the stage's name; then nothing is left running.
         """
         self._closed = False
         for host in self._hosts.values():
             host.is_open = True
-        gate = asyncio.Semaphore(LOADS_AT_ONCE)
-
-        async def load(host: _Host) -> None:
-            async with gate:
-                await host.ready()
-
         try:
             await asyncio.gather(*(host.check() for host in self._hosts.values()))
             async with asyncio.TaskGroup() as loading:
                 for host in self._hosts.values():
-                    loading.create_task(load(host))
+                    loading.create_task(host.ready())
         except BaseExceptionGroup as group:
             await self.close()
             raise group.exceptions[0] from None
@@ -142,16 +135,20 @@ class LlamaEngine:
                     yield event
 
     async def _admit(self, host: _Host, deadline: Deadline, held: ExitStack) -> Child:
-        """A place at the stage, its threads, and its running child. Raises WireError where the time is over before."""
+        """A place at the stage, its running child, and its threads. Raises WireError where the time is over before."""
         model = host.settings.model
         async with deadline.waiting("no free place"):
             await host.places.acquire()
         held.callback(host.places.release)
-        async with deadline.waiting("no free threads"):
-            await self._budget.acquire(model.stage, model.threads)
-        held.callback(self._budget.release, model.stage)
-        async with deadline.waiting("no loaded model"):
-            return await host.ready()
+        while True:
+            async with deadline.waiting("no loaded model"):
+                child = await host.ready()  # holds threads of its own: inside ours it would wait for those behind us
+            async with deadline.waiting("no free threads"):
+                await self._budget.acquire(model.stage, model.threads)
+            if child.is_alive:
+                held.callback(self._budget.release, model.stage)
+                return child
+            self._budget.release(model.stage)  # it died while we waited
 
     async def _ask(
         self, request: Request, host: _Host, child: Child, deadline: Deadline
@@ -169,8 +166,9 @@ class LlamaEngine:
 class _Host:
     """One stage's process, and the rule by which it is started again."""
 
-    def __init__(self, settings: Settings, timer: Callable[[], float]) -> None:
+    def __init__(self, settings: Settings, budget: ThreadBudget, timer: Callable[[], float]) -> None:
         self.settings = settings
+        self._budget = budget
         self.child: Child | None = None
         self.is_open = True
         self._timer = timer
@@ -211,7 +209,8 @@ class _Host:
         try:
             self._refuse_what_does_not_stay()
             await self.check()
-            self.child = await self._started()
+            async with self._budget.hold(self.settings.model.stage, self.settings.model.threads):
+                self.child = await self._started()
         finally:
             self._load = None
         return self.child
