@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,20 @@ from stepladder.traces import sqlite
 from stepladder.traces.codec import decode, encode
 from stepladder.traces.memory import MemoryTraceStore
 from stepladder.traces.sqlite import SqliteTraceStore
-from stepladder.types import Outcome, Request, Trace, Versions
+from stepladder.traces.weight import weigh, without_raw
+from stepladder.types import (
+    Attempt,
+    Call,
+    Decision,
+    Estimates,
+    Outcome,
+    Request,
+    Step,
+    Stop,
+    Trace,
+    Versions,
+    View,
+)
 from strategies import traces
 
 
@@ -218,3 +232,69 @@ def test_a_closed_store_says_so(tmp_path, caplog):
     again = SqliteTraceStore(store.path)
     assert [each.id for each in again.read()] == ["a"]
     again.close()
+
+
+# ── memory ───────────────────────────────────────────────────────────────────
+
+
+def test_a_weight_is_near_what_is_held():
+    assert weigh(trace("a")) < 10_000
+    assert 1_000_000 < weigh(trace("a", user="x" * 1_000_000)) < 1_010_000
+    assert 4_000_000 < weigh(trace("a", user="\U0001f9d7" * 1_000_000)) < 4_010_000
+    assert weigh(trace("a", metadata=[[]] * 100_000)) > 6_000_000
+    assert weigh(trace("a", metadata={"x" * 1000: 1})) - weigh(trace("a")) > 1000
+    many = weigh(trace("a", metadata=["x" * 1000] * 100))
+    assert 10_000 < weigh(trace("a", metadata=["x" * 1000] * 100), 10_000) < many  # it need not know more
+
+
+def test_memory_stays_bounded_in_bytes():
+    store = MemoryTraceStore(max_bytes=1_000_000)
+    for number in range(100):
+        store.append(trace(str(number), user="x" * 100_000))
+    assert [each.id for each in store.read()] == [str(number) for number in range(91, 100)]
+    store.append(trace("99"))  # the same again, lighter
+    assert len(list(store.read())) == 9
+    store.append(trace("heavy", user="x" * 2_000_000))
+    assert [each.id for each in store.read()] == ["heavy"]
+    store.append(trace("light"))
+    assert [each.id for each in store.read()] == ["light"]
+
+
+def test_traces_that_wait_for_the_disk_stay_bounded_in_bytes(tmp_path):
+    store = SqliteTraceStore(tmp_path / "t.sqlite3", max_bytes=1_000_000)
+    with store._lock:  # the disk hangs
+        for number in range(100):
+            store.append(trace(str(number), user="x" * 100_000))
+        assert store.shed == 91
+    assert [each.id for each in store.read()] == [str(number) for number in range(9)]
+    store.append(trace("heavy", user="x" * 2_000_000))
+    assert store.get("heavy") is not None
+    assert (store._waiting, store._waiting_bytes) == (0, 0)
+    store.close()
+
+
+def test_raw_replies_are_not_kept():
+    raw = {"choices": ["x" * 1_000_000]}
+    first, second = Attempt("a", "one", raw=raw), Attempt("b", "two", raw=raw)
+    whole = replace(
+        trace("a"),
+        steps=(
+            Step(_view(), Decision(Call("a")), attempt=first),
+            Step(_view(first), Decision(Call("b", draft=first)), attempt=second),
+            Step(_view(first, second), Decision(Stop(second))),
+        ),
+        answer_index=1,
+    )
+    store = MemoryTraceStore()
+    store.append(whole)
+    kept = store.get("a")
+    assert kept == whole
+    held = [each for step in kept.steps for each in (step.attempt, *step.view.attempts) if each is not None]
+    assert [each.raw for each in held] == [None] * 5
+    assert kept.steps[2].decision.action.attempt is kept.steps[1].attempt
+    assert kept.steps[1].decision.action.draft is kept.steps[0].attempt
+    assert without_raw(kept) is kept
+
+
+def _view(*attempts: Attempt) -> View:
+    return View(("a", "b"), 1.0, Estimates({}), {}, attempts)

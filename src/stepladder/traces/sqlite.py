@@ -15,6 +15,7 @@ import orjson
 
 from stepladder.errors import TraceError
 from stepladder.traces.codec import decode, encode
+from stepladder.traces.weight import MAX_BYTES, weigh, without_raw
 from stepladder.types import Outcome, Trace
 
 log = logging.getLogger("stepladder.traces")
@@ -37,6 +38,8 @@ _ALIVE_CHECK_S = 0.1
 _BUSY_CODES = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
 
 Row = tuple[str, float, str | None, float, float, bytes]
+Item = tuple[Trace, int] | threading.Event | None
+"""What the writer is handed: a trace and its weight, an event to set once all before it is written, or the end."""
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS traces (
@@ -57,31 +60,43 @@ class SqliteTraceStore:
     ``append`` returns at once; ``get`` and ``read`` first wait for what was appended before them. ``outcome`` returns
     only once it is on disk. Raises TraceError for a file that is no trace store or comes from a newer version, and
     from every method that cannot do its work, also because the store was closed; ``append`` counts and logs instead.
+    Traces that wait for the disk weigh ``max_bytes`` at the most.
     """
 
-    def __init__(self, path: Path | str) -> None:
+    def __init__(self, path: Path | str, *, max_bytes: int = MAX_BYTES) -> None:
         self.path = Path(path)
+        self.max_bytes = max_bytes
         self.shed = 0
+        self._waiting = self._waiting_bytes = 0  # traces that were appended and neither written nor given up
         self._closed = False
         self._hurry = threading.Event()  # set by ``close``: one try more and no pauses
         self._gate = threading.Lock()  # never held for long: ``append`` waits for it
         self._lock = threading.Lock()  # one use of the file at a time
         self._db = self._open()
-        self._queue: queue.SimpleQueue[Trace | threading.Event | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[Item] = queue.SimpleQueue()
         self._writer = threading.Thread(target=self._write_forever, name="stepladder-traces", daemon=True)
         self._writer.start()
 
     def append(self, trace: Trace) -> None:
-        """Hand a trace over to the writer; where 20,000 wait already it is dropped and counted in ``shed``."""
+        """Hand a trace over to the writer; where too many wait already it is dropped and counted in ``shed``."""
+        trace = without_raw(trace)
+        weight = weigh(trace, self.max_bytes)
         with self._gate:
             closed = self._closed
-            room = not closed and self._queue.qsize() < QUEUE_LIMIT
+            room = not closed and self._has_room(weight)
             if room:
-                self._queue.put(trace)
+                self._waiting += 1
+                self._waiting_bytes += weight
+                self._queue.put((trace, weight))
         if not room:
             self._shed(1)
         if closed:
             log.error("trace %r came after the store was closed and is lost", trace.id)
+
+    def _has_room(self, weight: int) -> bool:
+        """True also for a trace that is too heavy, where it is the only one: it is in memory anyway."""
+        fits = self._waiting < QUEUE_LIMIT and self._waiting_bytes + weight <= self.max_bytes
+        return fits or not self._waiting
 
     def outcome(self, outcome: Outcome) -> None:
         """Keep a measured quality; the same decision, source and stage again replaces the earlier score."""
@@ -187,16 +202,20 @@ class SqliteTraceStore:
     def _write_forever(self) -> None:
         while True:
             batch = self._next_batch()
-            rows = [row for item in batch if isinstance(item, Trace) and (row := self._encoded(item)) is not None]
+            traces = [item for item in batch if isinstance(item, tuple)]
+            rows = [row for trace, _ in traces if (row := self._encoded(trace)) is not None]
             if rows:
                 self._write(rows)
+            with self._gate:
+                self._waiting -= len(traces)
+                self._waiting_bytes -= sum(weight for _, weight in traces)
             for item in batch:
                 if isinstance(item, threading.Event):
                     item.set()
             if None in batch:
                 return
 
-    def _next_batch(self) -> list[Trace | threading.Event | None]:
+    def _next_batch(self) -> list[Item]:
         batch = [self._queue.get()]
         while len(batch) < BATCH:
             try:
