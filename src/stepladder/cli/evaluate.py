@@ -129,13 +129,14 @@ def _show(found: Mapping[str, Any]) -> None:
         f"{found['n']} queries of split '{found['split']}'; left out: {found['dropped']} for want of a stage"
         f"; datasets not seen in training: {', '.join(unseen) or 'none'}",
         highlight=False,
+        soft_wrap=True,
     )
-    console.print(_overlap_told(found["overlap"]), highlight=False)
+    console.print(_overlap_told(found["overlap"]), highlight=False, soft_wrap=True)
     console.print(_predictor_table(found["predictor"]["before"]))
     console.print(_policy_table(found))
     console.print(_summary_table(found["summary"]))
     for note in found["notes"]:
-        console.print(f"· {note}", highlight=False)
+        console.print(f"· {note}", highlight=False, soft_wrap=True)
     sys.stdout.flush()
 
 

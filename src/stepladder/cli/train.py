@@ -77,8 +77,8 @@ def _show(trained: Trained, data: Aligned, loss: float) -> None:
         chosen = trial.name == trained.chosen
         table.add_row(trial.name, *figures, "◀ fitted" if chosen else "", style="bold" if chosen else None)
     console.print(table)
-    console.print(f"{len(data)} queries, {data.dropped} left out for want of a stage", highlight=False)
-    console.print(_operating_point(trained, data, loss), highlight=False)
+    console.print(f"{len(data)} queries, {data.dropped} left out for want of a stage", highlight=False, soft_wrap=True)
+    console.print(_operating_point(trained, data, loss), highlight=False, soft_wrap=True)
 
 
 def _operating_point(trained: Trained, data: Aligned, loss: float) -> str:

@@ -36,7 +36,6 @@ def judge(
     calibrated operating point to be played as well. ``seed`` feeds the bootstrap (``times`` resamples), the calibration
     floor and the policies' coin. Figures that have no value are null.
     """
-    rng = np.random.default_rng(seed)
     bench = Bench(data, expected_costs(data, reference.cost, reference.output_tokens), seed)
     grid = lambda_grid(reference.quality, _grid_costs(data, reference))
     families, fixed, notes = _play(bench, estimates, reference, grid, lam)
@@ -50,12 +49,12 @@ def judge(
             "lambda_grid": grid.tolist(),
             "lambda_calibrated": lam,
             "predictor": {
-                "before": predictor_report(data.quality, estimated, data.stages, rng, classes=_classes(data))
+                "before": predictor_report(data.quality, estimated, data.stages, _chance(seed), classes=_classes(data))
             },
-            "policies": _entries(data, [each for family in ours for each in family.played], rng, times),
-            "baselines": _entries(data, [*fixed, *(each for family in others for each in family.played)], rng, times),
+            "policies": _entries(data, [each for family in ours for each in family.played], seed, times),
+            "baselines": _entries(data, [*fixed, *(each for family in others for each in family.played)], seed, times),
             "summary": {
-                family.name: compare.summarise(data, family, grid, rng, times=times)
+                family.name: compare.summarise(data, family, grid, _chance(seed), times=times)
                 for family in [*ours, *others, *_by_name(fixed)]
             },
             "notes": notes,
@@ -120,7 +119,8 @@ def _by_name(played: Sequence[Played]) -> list[Family]:
     return [Family(name, points) for name, points in found.items()]
 
 
-def _entries(data: Aligned, played: Sequence[Played], rng: np.random.Generator, times: int) -> list[dict[str, Any]]:
+def _entries(data: Aligned, played: Sequence[Played], seed: int, times: int) -> list[dict[str, Any]]:
+    ranges = compare.intervals(data, played, _chance(seed), times=times)
     return [
         {
             "name": each.name,
@@ -131,8 +131,13 @@ def _entries(data: Aligned, played: Sequence[Played], rng: np.random.Generator, 
             "cost_ci": cost,
             "shares": dict(zip(data.stages, each.shares.tolist(), strict=True)),
         }
-        for each, (quality, cost) in zip(played, compare.intervals(data, played, rng, times=times), strict=True)
+        for each, (quality, cost) in zip(played, ranges, strict=True)
     ]
+
+
+def _chance(seed: int) -> np.random.Generator:
+    """The same each time, so that all intervals rest on the same resamples."""
+    return np.random.default_rng(seed)
 
 
 def _classes(data: Aligned) -> Any:
