@@ -2,10 +2,13 @@
 
 ``hub:OWNER/REPOSITORY/FILE.gguf`` or ``hub:OWNER/REPOSITORY/FILE.gguf@REVISION`` names the latter. Downloads go through
 huggingface_hub: its cache, its resuming, ``HF_HOME``, ``HF_ENDPOINT`` and ``HF_HUB_OFFLINE`` as everybody knows them.
+It checks a file's length; that the content is the one the hub named is checked here.
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +17,7 @@ from stepladder.errors import MissingExtraError, ModelFileError
 
 PREFIX = "hub:"
 _REFERENCE = re.compile(r"hub:(?P<repo>[\w.-]+/[\w.-]+)/(?P<file>[^@]+?)(?:@(?P<revision>[\w./-]+))?")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 class HubFile(NamedTuple):
@@ -38,9 +42,10 @@ def parse_reference(model: str) -> HubFile:
 
 
 def resolve(model: str, folder: Path, *, cache: Path | None = None) -> Path:
-    """An absolute path of the weights; a hub file is fetched, resumed or found in the cache.
+    """An absolute path of the weights; a hub file is fetched, resumed or found in the cache, and verified.
 
-    Checksums are the engine's business, before it loads. Raises ModelFileError or MissingExtraError.
+    Checksums of one's own (``sha256``) are the engine's business, before it loads. Raises ModelFileError or
+    MissingExtraError.
     """
     if is_hub_reference(model):
         return fetch(parse_reference(model), cache=cache)
@@ -49,7 +54,11 @@ def resolve(model: str, folder: Path, *, cache: Path | None = None) -> Path:
 
 
 def fetch(file: HubFile, *, cache: Path | None = None, endpoint: str | None = None) -> Path:
-    """Fetch one file into the hub's cache and give its place; huggingface_hub resumes what was cut off."""
+    """Fetch one file into the hub's cache and give its place; huggingface_hub resumes what was cut off.
+
+    Raises MissingExtraError, or ModelFileError: also where the content is not what the hub named, after which the next
+    try fetches anew.
+    """
     try:
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
@@ -62,4 +71,47 @@ def fetch(file: HubFile, *, cache: Path | None = None, endpoint: str | None = No
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         told = str(error).strip().splitlines() or [type(error).__name__]
         raise ModelFileError(f"hub:{file.repo}/{file.file} could not be fetched: {told[0]}") from error
+    try:
+        _verify(Path(place), f"hub:{file.repo}/{file.file}")
+    except OSError as error:
+        raise ModelFileError(f"hub:{file.repo}/{file.file} could not be verified in the cache: {error}") from error
     return Path(place)
+
+
+def _verify(place: Path, name: str) -> None:
+    """Compare a large file with the SHA-256 that the hub gave as its ETag; raise ModelFileError where they differ.
+
+    The cache names a blob after its ETag and links the file's place to it. Small files have a git hash there, and
+    without links (a file system that has none) nothing tells what was named: those are taken as they are.
+    """
+    blob = place.parent / place.readlink() if place.is_symlink() else place
+    if _SHA256.fullmatch(blob.name) is None or _is_verified(blob):
+        return
+    with blob.open("rb") as opened:
+        actual = hashlib.file_digest(opened, "sha256").hexdigest()
+    if actual != blob.name:
+        for bad in (place, blob, blob.resolve()):  # a blob may itself be a link, into a store that caches share
+            bad.unlink(missing_ok=True)
+        raise ModelFileError(
+            f"{name} is not what the hub named: its SHA-256 is {actual}, not {blob.name}; "
+            "it was removed, so that the next try fetches it anew"
+        )
+    with contextlib.suppress(OSError):  # a cache that cannot be written to is read again next time
+        _marker(blob).write_text(_stamp(blob), "utf-8")
+
+
+def _is_verified(blob: Path) -> bool:
+    """True where the content was compared before and has not been touched since: gigabytes are read once."""
+    try:
+        return _marker(blob).read_text("utf-8") == _stamp(blob)
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def _marker(blob: Path) -> Path:
+    return blob.with_name(f"{blob.name}.verified")
+
+
+def _stamp(blob: Path) -> str:
+    found = blob.stat()
+    return f"{found.st_size} {found.st_mtime_ns}"

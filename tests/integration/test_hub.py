@@ -21,7 +21,9 @@ class FakeHub(BaseHTTPRequestHandler):
     """One repository with one file; a GET may be cut off, a Range is honoured."""
 
     requests: list[tuple[str, str, str | None]]
+    content: bytes
     cut_after: int | None
+    etag = ETAG
 
     def log_message(self, *args) -> None:
         pass
@@ -42,14 +44,16 @@ class FakeHub(BaseHTTPRequestHandler):
             self.end_headers()
             return
         start = int(span.removeprefix("bytes=").split("-")[0]) if span else 0
-        data = CONTENT[start:]
+        data = self.server.content[start:]
         self.send_response(206 if span else 200)
-        self.send_header("ETag", f'"{ETAG}"')
+        self.send_header("ETag", f'"{self.etag}"')
         self.send_header("X-Repo-Commit", COMMIT)
         self.send_header("Accept-Ranges", "bytes")
         self.send_header("Content-Length", str(len(data)))
         if span:
-            self.send_header("Content-Range", f"bytes {start}-{len(CONTENT) - 1}/{len(CONTENT)}")
+            self.send_header(
+                "Content-Range", f"bytes {start}-{len(self.server.content) - 1}/{len(self.server.content)}"
+            )
         self.end_headers()
         if not body:
             return
@@ -64,7 +68,7 @@ class FakeHub(BaseHTTPRequestHandler):
 @pytest.fixture
 def server():
     made = ThreadingHTTPServer(("127.0.0.1", 0), FakeHub)
-    made.requests, made.cut_after = [], None
+    made.requests, made.cut_after, made.content = [], None, CONTENT
     thread = threading.Thread(target=made.serve_forever, daemon=True)
     thread.start()
     yield made
@@ -93,6 +97,53 @@ def test_a_download_that_was_cut_off_goes_on_where_it_stopped(server, tmp_path, 
     spans = [span for method, _, span in server.requests if method == "GET"]
     assert path.read_bytes() == CONTENT
     assert spans == [None, "bytes=300000-"]
+
+
+def gets(server) -> int:
+    return sum(method == "GET" for method, _, _ in server.requests)
+
+
+def test_wrong_content_is_refused_and_fetched_anew(server, tmp_path):
+    server.content = CONTENT[:-1] + b"x"
+    with pytest.raises(ModelFileError, match="hub:org/tiny/model.gguf is not what the hub named") as caught:
+        fetch(server, tmp_path)
+    assert hashlib.sha256(server.content).hexdigest() in str(caught.value)
+    assert ETAG in str(caught.value)
+    server.content = CONTENT
+    assert fetch(server, tmp_path).read_bytes() == CONTENT
+    assert gets(server) == 2
+
+
+def test_content_is_compared_once_and_again_when_it_was_touched(server, tmp_path, monkeypatch):
+    digests = []
+    digest = hashlib.file_digest
+    monkeypatch.setattr(hashlib, "file_digest", lambda *of: digests.append(of) or digest(*of))
+    path = fetch(server, tmp_path)
+    assert fetch(server, tmp_path) == path
+    assert len(digests) == 1
+    path.resolve().write_bytes(CONTENT[::-1])
+    with pytest.raises(ModelFileError, match="is not what the hub named"):
+        fetch(server, tmp_path)
+    assert fetch(server, tmp_path).read_bytes() == CONTENT
+    assert gets(server) == 2
+
+
+def test_a_bad_blob_in_a_shared_store_is_removed_there_too(server, tmp_path):
+    blob = fetch(server, tmp_path).resolve()
+    shared = tmp_path / "shared"
+    shared.write_bytes(CONTENT[::-1])
+    blob.unlink()
+    blob.symlink_to(shared)
+    with pytest.raises(ModelFileError, match="is not what the hub named"):
+        fetch(server, tmp_path)
+    assert not shared.exists()
+    assert fetch(server, tmp_path).read_bytes() == CONTENT
+
+
+def test_names_that_are_no_digest_are_taken_as_they_are(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(FakeHub, "etag", "0123abc")
+    server.content = b"small"
+    assert fetch(server, tmp_path).read_bytes() == b"small"
 
 
 def test_a_file_that_is_not_there(server, tmp_path):
