@@ -44,7 +44,6 @@ async def test_replay(tmp_path: Path) -> None:
 
 
 async def test_llama(tmp_path: Path) -> None:
-    pytest.importorskip("xllamacpp")
     model = write_gguf(tmp_path / "noise.gguf")
     options = {"threads": 1, "n_parallel": 2}
     stage = Stage("small", "llama", str(model), context=256, options=options)
