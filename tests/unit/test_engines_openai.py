@@ -261,7 +261,7 @@ async def test_streams_that_go_wrong_keep_what_came(data: bytes, kind: str, text
 
 
 async def test_what_a_broken_stream_wrote_is_counted() -> None:
-    """One token a piece, or one for four characters; the prompt by its characters; nothing written, nothing counted."""
+    """One token a piece, of long pieces one for four characters; the prompt by its characters; nothing written, nothing counted."""
 
     async def usage(*events: dict[str, Any]) -> Usage:
         attempt = await ask(says(sse(events, done=False)), STREAM)
@@ -270,6 +270,7 @@ async def test_what_a_broken_stream_wrote_is_counted() -> None:
 
     prompt = -(-len(CHAT.text) // 4)
     assert await usage(*CHUNKS[:3]) == Usage(prompt, 2)
+    assert await usage(*[chunk({"content": "word "})] * 20) == Usage(prompt, 20)
     assert await usage(chunk({"content": "x" * 41})) == Usage(prompt, 11)
     assert await usage(chunk({"reasoning_content": "hm"}), chunk({"content": "b"}, index=1)) == Usage(prompt, 2)
     call = {"index": 0, "id": "call-0123456789", "type": "function", "function": {"name": "f", "arguments": "{}"}}
