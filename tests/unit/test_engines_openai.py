@@ -261,7 +261,7 @@ async def test_streams_that_go_wrong_keep_what_came(data: bytes, kind: str, text
 
 
 async def test_what_a_broken_stream_wrote_is_counted() -> None:
-    """One token a piece, of long pieces one for four characters; the prompt by its characters; nothing written, nothing counted."""
+    """A token a piece, or for four characters of long ones; the prompt by its characters; nothing written, nothing."""
 
     async def usage(*events: dict[str, Any]) -> Usage:
         attempt = await ask(says(sse(events, done=False)), STREAM)
