@@ -19,6 +19,8 @@ T = TypeVar("T")
 END_S = 10.0
 """How long work that was cancelled may take to let go of its model and to leave its trace."""
 
+_CLOSED = "this ladder was closed"
+
 
 class Stepladder:
     """A ladder to ask from plain code. Use as a context manager, or call ``close`` when done.
@@ -75,7 +77,7 @@ class Stepladder:
                 return
             self._closed = True
         try:
-            self._wait(self._begin(self._end()))
+            self._run(self._end(), last=True)
         finally:
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
@@ -91,34 +93,16 @@ class Stepladder:
 
     # ── from the caller's thread to the loop's and back ──────────────────────
 
-    def _run(self, work: Coroutine[Any, Any, T]) -> T:
-        with self._lock:  # so that ``close`` sees all that was begun before it
-            if self._closed:
-                work.close()
-                raise EngineError("this ladder was closed")
-            future = self._begin(work)
-        return self._wait(future)
-
-    def _begin(self, work: Coroutine[Any, Any, T]) -> Future[T]:
-        """Start work on the loop. Its future is done only when the work has ended, also where it was cancelled."""
+    def _run(self, work: Coroutine[Any, Any, T], *, last: bool = False) -> T:
+        """Do work on the loop. Its future is done only when the work has ended, also where it was cancelled."""
         future: Future[T] = Future()
-        self._loop.call_soon_threadsafe(self._make_task, work, future)
-        return future
-
-    def _make_task(self, work: Coroutine[Any, Any, T], future: Future[T]) -> None:
-        task = self._tasks[future] = self._loop.create_task(work)
-        task.add_done_callback(lambda done: self._report(done, future))
-
-    def _report(self, task: asyncio.Task[T], future: Future[T]) -> None:
-        del self._tasks[future]
-        error = EngineError("this ladder was closed") if task.cancelled() else task.exception()
-        if error is None:
-            future.set_result(task.result())
-        else:
-            future.set_exception(error)
-
-    def _wait(self, future: Future[T]) -> T:
         try:
+            with self._lock:  # so that ``close`` sees all that was begun before it
+                if self._closed and not last:
+                    work.close()
+                    future.set_exception(EngineError(_CLOSED))
+                else:
+                    self._loop.call_soon_threadsafe(self._make_task, work, future)
             return future.result()
         except BaseException:  # re-raised: Ctrl-C reaches the thread that waits, not the work
             if not future.done():
@@ -126,9 +110,23 @@ class Stepladder:
                 wait([future], END_S)
             raise
 
+    def _make_task(self, work: Coroutine[Any, Any, T], future: Future[T]) -> None:
+        task = self._tasks[future] = self._loop.create_task(work)
+        task.add_done_callback(lambda done: self._report(done, future))
+
+    def _report(self, task: asyncio.Task[T], future: Future[T]) -> None:
+        del self._tasks[future]
+        error = EngineError(_CLOSED) if task.cancelled() else task.exception()
+        if error is None:
+            future.set_result(task.result())
+        else:
+            future.set_exception(error)
+
     def _cancel(self, future: Future[Any]) -> None:
         if future in self._tasks:
             self._tasks[future].cancel()
+        else:
+            future.cancel()  # interrupted before it was begun: there is nothing to wait for
 
     async def _end(self) -> None:
         try:

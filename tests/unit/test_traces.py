@@ -47,7 +47,7 @@ def store(request, tmp_path):
 
 
 @given(traces())
-@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_a_trace_survives_json(trace):
     assert decode(json.loads(json.dumps(encode(trace)))) == trace
 
