@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from stepladder import plugins
@@ -123,7 +122,7 @@ def _put(path: str, text: str) -> None:
 
 
 def _show(found: Mapping[str, Any]) -> None:
-    console = Console()
+    console = options.console()
     unseen = [name for name, facts in found["datasets"].items() if not facts["seen_in_training"]]
     console.print(
         f"{found['n']} queries of split '{found['split']}'; left out: {found['dropped']} for want of a stage"
@@ -202,7 +201,7 @@ def _table(title: str, first: str, *columns: str) -> Table:
 
 
 def _figure(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4g}" if abs(value) >= 10 else f"{value:.3f}"
+    return "–" if value is None else f"{value:.4g}" if abs(value) >= 10 else f"{round(value, 3) + 0.0:.3f}"
 
 
 def _range(pair: Sequence[float | None]) -> str:

@@ -5,10 +5,14 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
+from rich.console import Console
+
 from stepladder.cli.options import number
 from stepladder.errors import UsageError
 from stepladder.evaluate.aligned import ALL, Aligned, Pricing, align, read_prices
 from stepladder.evaluate.outcomes import read
+
+PRINTED_WIDTH = 160
 
 
 def add_table(parser: argparse.ArgumentParser, *, split: str, stages_required: bool) -> None:
@@ -28,6 +32,12 @@ def read_table(args: argparse.Namespace, models: Sequence[str], names: Sequence[
     """The aligned rows that the arguments ask for; no ``names`` keeps the models'. Raises UsageError."""
     pricing = _pricing(args, models)
     return align(read(args.outcomes), models, names=names or None, split=args.split, pricing=pricing)
+
+
+def console() -> Console:
+    """Where tables are printed: as wide as the terminal, and wide enough for names where there is none."""
+    found = Console()
+    return found if found.is_terminal else Console(width=PRINTED_WIDTH)
 
 
 def words(raw: str | None, flag: str) -> tuple[str, ...]:

@@ -7,7 +7,6 @@ import sys
 import time
 from dataclasses import replace
 
-from rich.console import Console
 from rich.table import Table
 
 from stepladder import plugins
@@ -68,7 +67,7 @@ def _tell(told: str) -> None:
 
 
 def _show(trained: Trained, data: Aligned, loss: float) -> None:
-    console = Console()
+    console = options.console()
     table = Table(title=f"out of fold, {trained.compared} queries", title_justify="left")
     for column in ("predictor", "log-loss", "Brier", "R²", "AUC", ""):
         table.add_column(column, justify="left" if column in ("predictor", "") else "right")

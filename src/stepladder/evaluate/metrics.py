@@ -230,7 +230,7 @@ def gap_recovered(weak: Vector, strong: Vector, score: Vector, weights: Vector |
     """PGR (RouteLLM): queries go to the strong stage in the order of ``score``, highest first; all are (n,).
 
     Queries of equal score go together, and lines join the points, which is what breaking ties by chance gives on
-    average. ``weights`` (n,) sum to 1. NaN where the two stages are equally good.
+    average. ``weights`` (n,) sum to 1. NaN where the strong stage is not the better one: there is no gap to recover.
     """
     share = np.full(len(score), 1 / len(score)) if weights is None else weights
     order = np.argsort(-score, kind="stable")
@@ -238,7 +238,7 @@ def gap_recovered(weak: Vector, strong: Vector, score: Vector, weights: Vector |
     calls = np.r_[0.0, np.cumsum(share[order])[ends]]
     gained = np.r_[0.0, np.cumsum((share * (strong - weak))[order])[ends]]
     gap = gained[-1]
-    return GapRecovered(calls / calls[-1], gained / gap if gap != 0 else np.full(len(gained), np.nan))
+    return GapRecovered(calls / calls[-1], gained / gap if gap > 0 else np.full(len(gained), np.nan))
 
 
 def apgr(curve: GapRecovered) -> float:
