@@ -9,6 +9,7 @@ import socket
 import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -16,6 +17,7 @@ import pytest
 
 from gateway_fakes import STAGES, World, attempt, chunk, echoes, fault, plays, world
 from stepladder.errors import EngineError
+from stepladder.gateway import server
 from stepladder.gateway.app import GatewaySettings
 from stepladder.gateway.server import running, serving
 from stepladder.types import Attempt, Delta, EngineEvent, Request, Stage
@@ -335,6 +337,57 @@ async def test_an_answer_is_still_given_while_others_hang() -> None:
 def _ask(client: openai.AsyncOpenAI, text: str) -> asyncio.Task[Any]:
     messages: Any = [{"role": "user", "content": text}]
     return asyncio.create_task(client.chat.completions.create(model="stepladder", messages=messages))
+
+
+async def test_a_client_that_stops_reading_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def never_ends(request: Request, stage: Stage) -> AsyncGenerator[EngineEvent, None]:
+        while True:
+            yield Delta("x" * 100_000)
+            await asyncio.sleep(0)
+
+    monkeypatch.setattr(server, "_STALLED_MS", 500)
+    made = world(never_ends, settings=GatewaySettings(write_idle_s=0.3))
+    body = json.dumps({"messages": MESSAGES, "stream": True}).encode()
+    loop = asyncio.get_running_loop()
+    async with serving(made.app) as base:
+        host, port = base.removeprefix("http://").split(":")
+        with socket.socket() as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            client.setblocking(False)
+            await loop.sock_connect(client, (host, int(port)))
+            await loop.sock_sendall(client, post(body))
+            await asyncio.wait_for(made.engine.cancelled.wait(), 5)
+            await asyncio.wait_for(made.store.written.wait(), 1)
+            if sys.platform == "linux":
+                await _is_dropped(client)
+    (trace,) = made.store.traces
+    assert trace.fault is not None
+    assert trace.fault.kind == "cancelled"
+
+
+async def _is_dropped(client: socket.socket) -> None:
+    """The server's end of the connection goes too: the kernel gives it up, though nobody ever reads."""
+    ends = [f"0100007F:{end[1]:04X}" for end in (client.getpeername(), client.getsockname())]
+    for _ in range(500):
+        held = [line.split()[1:3] for line in Path("/proc/self/net/tcp").read_text().splitlines()]
+        if ends not in held:
+            return
+        await asyncio.sleep(0.02)
+    pytest.fail("the connection was still held")
+
+
+async def test_a_slow_reader_is_no_stalled_one() -> None:
+    words = [Delta("x" * 100_000)] * 40
+    made = world(plays(*words, attempt("small", first_token_s=0.1)), settings=GatewaySettings(write_idle_s=0.5))
+    body = json.dumps({"messages": MESSAGES, "stream": True}).encode()
+    async with serving(made.app) as base, connected(base) as (reader, writer):
+        writer.write(post(body))
+        got = b""
+        while b"[DONE]" not in got[-100:]:
+            got += await reader.read(100_000)
+            await asyncio.sleep(0.01)
+    assert len(got) > 4_000_000
+    assert made.store.traces[0].fault is None
 
 
 # ── the server ───────────────────────────────────────────────────────────────

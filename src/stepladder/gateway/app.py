@@ -18,7 +18,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from stepladder.errors import RequestError
 from stepladder.gateway.faults import BAD_REQUEST, error_body, error_reply
-from stepladder.gateway.replies import EventStream, Reply, Sendable, json_reply
+from stepladder.gateway.replies import WRITE_IDLE_S, EventStream, Reply, Sendable, json_reply
 from stepladder.gateway.report import answer_headers, call_headers, decision_headers, outcomes_body, route_body
 from stepladder.gateway.stream import ChunkWriter, frames, opened, sse
 from stepladder.gateway.wire import Names, answer_body, dumps, models_body, parse_object, read_model, read_request
@@ -31,10 +31,14 @@ _CUT_OFF_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class GatewaySettings:
-    """``model_name`` is the model under which the policy decides; larger bodies than ``max_body_bytes`` are refused."""
+    """``model_name`` is the model under which the policy decides; larger bodies than ``max_body_bytes`` are refused.
+
+    A stream ends where its client takes nothing for ``write_idle_s`` seconds.
+    """
 
     model_name: str = "stepladder"
     max_body_bytes: int = 8 * 1024 * 1024
+    write_idle_s: float = WRITE_IDLE_S
 
 
 def create_app(router: Router, settings: GatewaySettings | None = None, *, manage_router: bool = False) -> Starlette:
@@ -72,6 +76,7 @@ class Doors:
 
     def __init__(self, router: Router, settings: GatewaySettings) -> None:
         self.router = router
+        self._write_idle_s = settings.write_idle_s
         ladder = router.parts.ladder
         self._names = Names(settings.model_name, ladder.names, tuple(router.parts.policies))
         owners = {stage.name: stage.engine for stage in ladder.stages}
@@ -138,7 +143,7 @@ class Doors:
             headers = call_headers(opening.decision_id, opening.step, opening.stage)
         else:
             headers = answer_headers(opening.answer)
-        return EventStream(frames(opening, events, writer), events, headers)
+        return EventStream(frames(opening, events, writer), events, headers, self._write_idle_s)
 
 
 # ── around every door ────────────────────────────────────────────────────────

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from starlette.types import Send
+from starlette.types import Message, Send
 
 from stepladder.gateway.report import Headers
 from stepladder.gateway.wire import dumps
 from stepladder.types import RouterEvent
+
+log = logging.getLogger("stepladder.gateway")
+
+WRITE_IDLE_S = 30.0
 
 _JSON = (b"content-type", b"application/json")
 _EVENTS = (
@@ -44,19 +50,39 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class EventStream:
-    """Frames sent one by one as they come. Whichever way it ends, the router's events are closed with it."""
+    """Frames sent one by one as they come. Whichever way it ends, the router's events are closed with it.
+
+    A client that takes nothing for ``write_idle_s`` seconds is given up: what it holds (a stage's place, above all)
+    others wait for.
+    """
 
     frames: AsyncGenerator[bytes, None]
     events: AsyncGenerator[RouterEvent, None]
     headers: Headers = ()
+    write_idle_s: float = WRITE_IDLE_S
 
     async def __call__(self, send: Send) -> None:
-        async with aclosing(self.events), aclosing(self.frames):
-            headers = [*_EVENTS, *self.headers]
-            await send({"type": "http.response.start", "status": 200, "headers": headers})
-            async for frame in self.frames:
-                await send({"type": "http.response.body", "body": frame, "more_body": True})
-        await send({"type": "http.response.body", "body": b""})
+        try:
+            async with aclosing(self.events), aclosing(self.frames):
+                headers = [*_EVENTS, *self.headers]
+                await self._send(send, {"type": "http.response.start", "status": 200, "headers": headers})
+                async for frame in self.frames:
+                    await self._send(send, {"type": "http.response.body", "body": frame, "more_body": True})
+            await self._send(send, {"type": "http.response.body", "body": b""})
+        except _ClientStalled:
+            # The reply stays unfinished, so the server closes the connection.
+            log.warning("a client took nothing of its stream for %g s and was given up", self.write_idle_s)
+
+    async def _send(self, send: Send, message: Message) -> None:
+        try:
+            async with asyncio.timeout(self.write_idle_s):
+                await send(message)
+        except TimeoutError:
+            raise _ClientStalled from None
+
+
+class _ClientStalled(Exception):  # noqa: N818 - never leaves this module
+    """The client stopped reading."""
 
 
 def json_reply(value: Any, headers: Headers = (), status: int = 200) -> Reply:

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import signal
 import socket
+import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -24,6 +25,7 @@ _POLL_S = 0.005
 _LEAVE_POLL_S = 0.05
 _BACKLOG = 2048
 _CUT_OFF_S = 5.0
+_STALLED_MS = 60_000
 
 log = logging.getLogger("stepladder.gateway")
 
@@ -166,6 +168,8 @@ def _listening(host: str, port: int) -> socket.socket:
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if sys.platform == "linux":  # drops a connection whose client takes nothing, also once a reply is given up
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _STALLED_MS)
         listener.bind((host, port))
         listener.listen(_BACKLOG)
     except OSError:
