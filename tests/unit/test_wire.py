@@ -204,6 +204,32 @@ def test_messages_that_are_none(messages: Any, param: str) -> None:
     assert refusal(messages=messages).param == param
 
 
+@pytest.mark.parametrize(
+    "content", [{}, *({"content": value} for value in (None, "", " \n", [], [{"type": "text", "text": ""}], [{}]))]
+)
+def test_a_user_must_say_something(content: dict[str, Any]) -> None:
+    error = refusal(messages=[QUESTION[0], {"role": "user", **content}])
+    assert error.param == "messages[1].content"
+    assert "messages[1].content is empty" in str(error)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]},
+        {"role": "assistant", "content": ""},
+        {"role": "tool", "tool_call_id": "1", "content": ""},
+        {"role": "tool", "tool_call_id": "1", "content": []},
+        {"role": "system", "content": ""},
+        {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]},
+        {"role": "user", "content": [{"type": "text", "text": ""}, {"type": "text", "text": "x"}]},
+        {"role": "user", "content": [{"text": "x"}]},
+    ],
+)
+def test_messages_that_may_say_little(message: dict[str, Any]) -> None:
+    assert list(read(messages=[*QUESTION, message]).messages) == [*QUESTION, message]
+
+
 @pytest.mark.parametrize("prompt", [None, "", " \n\t", [], ["a", "b"], [1, 2], 4, {}, [""]])
 def test_prompts_that_are_none(prompt: Any) -> None:
     with pytest.raises(RequestError, match="prompt") as caught:

@@ -151,11 +151,28 @@ def _check_message(index: int, message: Any) -> None:
     role, content = message.get("role"), message.get("content")
     if not isinstance(role, str) or not role:
         raise RequestError(f"{place}.role must be a string such as 'user', not {_kind(role)}", param=f"{place}.role")
-    if content is None or isinstance(content, str):
-        return
-    if not isinstance(content, list) or not all(isinstance(part, dict) for part in content):
-        message_text = f"{place}.content must be a string, a list of parts or null"
-        raise RequestError(message_text, param=f"{place}.content")
+    if not _is_content(content):
+        told = f"{place}.content must be a string, a list of parts or null"
+        raise RequestError(told, param=f"{place}.content")
+    if role == "user" and _is_empty(content):  # other roles may say nothing: calls of tools, and what tools return
+        raise RequestError(f"{place}.content is empty: a user's message must say something", param=f"{place}.content")
+
+
+def _is_content(content: Any) -> bool:
+    if isinstance(content, list):
+        return all(isinstance(part, dict) for part in content)
+    return content is None or isinstance(content, str)
+
+
+def _is_empty(content: Any) -> bool:
+    """True for no text at all; a part of another type than text (an image, a file) says something."""
+    if isinstance(content, list):
+        return all(part.get("type", "text") == "text" and not _has_words(part.get("text")) for part in content)
+    return not _has_words(content)
+
+
+def _has_words(text: Any) -> bool:
+    return isinstance(text, str) and bool(text.strip())
 
 
 def _prompt(value: Any) -> str:
