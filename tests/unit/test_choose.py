@@ -44,7 +44,8 @@ def test_rows_carry_stage_quality_and_class():
     assert [row.label for row in rows[::3]] == list(data.levels)
     strange = align([make_row("1", "a", 1.0, level="hard")], ("a",), pricing=(1.0,))
     assert fit_rows(strange)[0].label is None
-    assert has_classes(make_aligned(30))
+    assert has_classes(make_aligned(90))
+    assert not has_classes(make_aligned(20))
     assert not has_classes(strange)
 
 
@@ -115,9 +116,9 @@ def test_auto_takes_the_lowest_log_loss_and_remembers(monkeypatch):
 
 def test_without_classes_there_is_no_learned_matrix():
     data = unlabelled(make_aligned(20))
-    assert "matrix" not in {each.kind for each in choose.candidates(data, "auto")}
-    assert [each.name for each in choose.candidates(data, "matrix")] == ["matrix, rules"]
-    assert [each.name for each in choose.candidates(make_aligned(30), "matrix")] == ["matrix, learned"]
+    assert "matrix" not in {each.kind for each in choose.candidates(data, "auto", classes=False)}
+    assert [each.name for each in choose.candidates(data, "matrix", classes=False)] == ["matrix, rules"]
+    assert [each.name for each in choose.candidates(data, "matrix", classes=True)] == ["matrix, learned"]
 
 
 def test_the_calibrated_lambda_keeps_the_quality_and_no_smaller_one_does():

@@ -124,7 +124,7 @@ def _entries(data: Aligned, played: Sequence[Played], seed: int, times: int) -> 
     return [
         {
             "name": each.name,
-            "lambda": each.lam,
+            "lambda": None if each.lam == compare.ORACLE_LAMBDA else each.lam,
             "quality": float(each.quality.mean()),
             "quality_ci": quality,
             "cost": float(each.cost.mean()),

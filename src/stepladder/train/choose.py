@@ -82,12 +82,12 @@ class Trained:
     calibrated: Calibrated
 
 
-def candidates(data: Aligned, kind: Kind | Literal["auto"]) -> list[Candidate]:
-    """What is tried for rows like these. The matrix learns its classes where the table names them.
+def candidates(data: Aligned, kind: Kind | Literal["auto"], *, classes: bool) -> list[Candidate]:
+    """What is tried for rows like these. The matrix learns its classes where the table names enough (``classes``).
 
     ``auto`` tries the matrix only then: the rules' classes say little of other questions than the paper's.
     """
-    classifier: Literal["rules", "learned"] = "learned" if has_classes(data) else "rules"
+    classifier: Literal["rules", "learned"] = "learned" if classes else "rules"
 
     def matrix(rows: Sequence[Row], stages: Sequence[str], seed: int) -> Artifact:
         return fit_matrix(rows, stages, classifier=classifier, seed=seed)
@@ -131,14 +131,14 @@ def train(
     rng = np.random.default_rng(seed)
     some = sample(data, COMPARED, rng)
     fold_of = folds(some, FOLDS, rng)
-    trials = []
-    for candidate in candidates(some, kind):
+    classes, trials = has_classes(some), []
+    for candidate in candidates(some, kind, classes=classes):
         tick(f"{candidate.name}: {FOLDS} folds of {len(some)} queries")
         learn = _learner(candidate.fit, make, data.stages, seed)
         trials.append(_trial(candidate.name, some, out_of_fold(learn, some, fold_of, featurizer)))
     best = min(trials, key=lambda trial: trial.scores["logloss"])
     tick(f"{best.name}: all {len(data)} queries")
-    fit = next(each.fit for each in candidates(data, kind) if each.name == best.name)
+    fit = next(each.fit for each in candidates(data, kind, classes=classes) if each.name == best.name)
     artifact = fit(fit_rows(data), data.stages, seed)
     reference = reference_of(data)
     found = calibrate(best.estimates, some, reference, quality_loss)

@@ -277,10 +277,12 @@ def fit_complexity(texts: Sequence[str], labels: Sequence[str], seed: int = 0) -
 def _gram_matrix(texts: Sequence[str]) -> Any:
     """Texts as a sparse matrix, (texts, BUCKETS + DENSE), of the amounts that ``LearnedComplexity`` weighs."""
     sparse = _sklearn("scipy.sparse")
-    parts = [hashed_grams(text) for text in texts]
+    found = (hashed_grams(text) for text in texts)
+    parts = [(columns.astype(np.int32), amounts) for columns, amounts in found]
     ends = np.cumsum([0] + [len(columns) for columns, _ in parts])
     columns = np.concatenate([columns for columns, _ in parts])
     amounts = np.concatenate([amounts for _, amounts in parts]).astype(np.float64)
+    del parts  # as large as the matrix
     matrix = sparse.csr_matrix((amounts, columns, ends), shape=(len(texts), BUCKETS + DENSE))
     matrix.sum_duplicates()
     return matrix

@@ -12,6 +12,9 @@ from stepladder.train.fit import Row
 
 Numbers = NDArray[np.intp]
 
+CLASS_GROUPS = 10
+"""Fewer, and a fold might leave none of a class to learn from."""
+
 
 def fit_rows(data: Aligned) -> list[Row]:
     """One row for each query and stage; a level that is no class of complexity is no label."""
@@ -25,8 +28,9 @@ def fit_rows(data: Aligned) -> list[Row]:
 
 
 def has_classes(data: Aligned) -> bool:
-    """True where every class of complexity occurs among the queries, so that a classifier can be learned."""
-    return set(CLASSES) <= set(data.levels)
+    """True where every class of complexity has CLASS_GROUPS groups of queries, so that a classifier can be learned."""
+    of_class = {name: np.array([level == name for level in data.levels]) for name in CLASSES}
+    return all(len(np.unique(data.groups[mine])) >= CLASS_GROUPS for mine in of_class.values())
 
 
 def folds(data: Aligned, count: int, rng: np.random.Generator) -> Numbers:
