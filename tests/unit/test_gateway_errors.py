@@ -16,6 +16,7 @@ from stepladder.types import Delta, EngineEvent, Fault, FaultKind, Request, Stag
 
 QUESTION: dict[str, Any] = {"messages": [{"role": "user", "content": "What is 2+2?"}], "model": "large"}
 CHAT = "/v1/chat/completions"
+JSON = {"content-type": "application/json"}
 
 STATUSES = {
     "timeout": 504,
@@ -190,10 +191,10 @@ async def test_an_unknown_model_is_404(stream: bool) -> None:
 
 async def test_bodies_that_are_too_large() -> None:
     made = world(settings=GatewaySettings(max_body_bytes=100))
-    announced = await ask(made.app, "POST", CHAT, [b"{}"], {"content-length": "101"})
-    counted = await ask(made.app, "POST", CHAT, [b" " * 60, b" " * 60, b"{}"])
-    at_once = await ask(made.app, "POST", CHAT, [b" " * 101])
-    just_fits = await ask(made.app, "POST", CHAT, [b" " * 100])
+    announced = await ask(made.app, "POST", CHAT, [b"{}"], {**JSON, "content-length": "101"})
+    counted = await ask(made.app, "POST", CHAT, [b" " * 60, b" " * 60, b"{}"], JSON)
+    at_once = await ask(made.app, "POST", CHAT, [b" " * 101], JSON)
+    just_fits = await ask(made.app, "POST", CHAT, [b" " * 100], JSON)
     assert [got.status for got in (announced, counted, at_once, just_fits)] == [413, 413, 413, 400]
     assert announced.error["code"] == "request_too_large"
     assert "100 bytes" in announced.error["message"]
@@ -202,19 +203,31 @@ async def test_bodies_that_are_too_large() -> None:
 @pytest.mark.parametrize(
     ("headers", "status"),
     [
-        ({}, 400),
+        (JSON, 400),
         ({"content-type": "application/json; charset=utf-8"}, 400),
         ({"content-type": "application/vnd.api+JSON"}, 400),
+        ({**JSON, "content-encoding": "identity"}, 400),
+        ({}, 415),
+        ({"content-type": ""}, 415),
         ({"content-type": "text/plain"}, 415),
+        ({"content-type": "text/plain; as=application/json"}, 415),
         ({"content-type": "application/x-www-form-urlencoded"}, 415),
-        ({"content-encoding": "gzip"}, 415),
-        ({"content-encoding": "identity"}, 400),
+        ({**JSON, "content-encoding": "gzip"}, 415),
     ],
 )
 async def test_only_plain_json_is_read(headers: dict[str, str], status: int) -> None:
     got = await ask(world().app, "POST", CHAT, [b"not json"], headers)
     assert got.status == status
     assert got.error["type"] == "invalid_request_error"
+
+
+async def test_the_cure_of_a_missing_content_type_is_told() -> None:
+    body = b'{"messages": [{"role": "user", "content": "hi"}]}'
+    got = await ask(world().app, "POST", CHAT, [body])
+    assert (got.status, got.error["code"]) == (415, "unsupported_media_type")
+    assert got.error["message"] == (
+        "cannot read a body without content-type; send the header 'content-type: application/json'"
+    )
 
 
 async def test_addresses_that_are_none() -> None:
@@ -241,5 +254,6 @@ async def test_a_client_that_leaves_while_it_sends_is_no_error() -> None:
         sent.append(message)
 
     door = next(route.app for route in world().app.routes if getattr(route, "path", "") == CHAT)
-    await door({"type": "http", "method": "POST", "headers": []}, receive, send)
+    headers = [(b"content-type", b"application/json")]
+    await door({"type": "http", "method": "POST", "headers": headers}, receive, send)
     assert sent == []

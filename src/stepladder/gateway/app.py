@@ -228,16 +228,27 @@ async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
 
 
 def _check_headers(scope: Scope) -> int:
-    """The announced length, 0 where there is none. A body that is no plain JSON by its own account is refused."""
-    length = 0
+    """The announced length, 0 where there is none. A body that is no plain JSON by its own account is refused.
+
+    So is one without an account: a web page may make a browser send that, and text/plain, to any address unasked.
+    """
+    length, kind = 0, None
     for name, value in scope["headers"]:
         if name == b"content-length" and value.isdigit():
             length = int(value)
-        elif name == b"content-type" and scope["method"] == "POST" and b"json" not in value.lower():
-            raise _unsupported(f"content-type '{value.decode('latin-1')}'; send application/json")
+        elif name == b"content-type":
+            kind = value.decode("latin-1")
         elif name == b"content-encoding" and value.lower() != b"identity":
-            raise _unsupported(f"content-encoding '{value.decode('latin-1')}'; send the body as it is")
+            raise _unsupported(f"a body of content-encoding '{value.decode('latin-1')}'; send it as it is")
+    if scope["method"] == "POST" and not _is_json(kind):
+        found = "without content-type" if kind is None else f"of content-type '{kind}'"
+        raise _unsupported(f"a body {found}; send the header 'content-type: application/json'")
     return length
+
+
+def _is_json(content_type: str | None) -> bool:
+    kind = (content_type or "").partition(";")[0].strip().lower()
+    return kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json"))
 
 
 def _too_large(limit: int) -> RequestError:
@@ -245,7 +256,7 @@ def _too_large(limit: int) -> RequestError:
 
 
 def _unsupported(what: str) -> RequestError:
-    return RequestError(f"cannot read a body of {what}", code="unsupported_media_type")
+    return RequestError(f"cannot read {what}", code="unsupported_media_type")
 
 
 async def while_connected(receive: Receive, work: Coroutine[Any, Any, None]) -> None:
