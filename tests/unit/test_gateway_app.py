@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
 import pytest
 
-from gateway_fakes import PRICE, STAGES, attempt, chunk, echoes, get, plays, post, world
+from gateway_fakes import PRICE, STAGES, attempt, chunk, echoes, fault, get, plays, post, world
 from stepladder.errors import EngineError
 from stepladder.gateway.app import GatewaySettings, while_connected
 from stepladder.gateway.report import call_headers
 from stepladder.gateway.stream import is_preamble
-from stepladder.types import Delta
+from stepladder.types import Delta, EngineEvent, Request, Stage, Usage
 
 QUESTION: dict[str, Any] = {"messages": [{"role": "user", "content": "What is 2+2?"}]}
 CHAT = "/v1/chat/completions"
@@ -78,6 +81,54 @@ async def test_explain_shows_every_step() -> None:
     assert set(steps[0]["stages"][0]["cost"]) == {"resource", "latency", "congestion", "total", "seconds"}
     assert body["stepladder"]["cost"] == pytest.approx(sum(PRICE.values()))
     assert "steps" not in (await post(world().app, CHAT, QUESTION)).json["stepladder"]
+
+
+async def test_usage_is_the_answering_calls_and_spent_is_everything() -> None:
+    async def script(request: Request, stage: Stage) -> AsyncGenerator[EngineEvent, None]:
+        if stage.name == "small":
+            yield replace(fault("small", "timeout"), usage=Usage(5, 1), seconds=3.0)
+        else:
+            yield attempt(stage.name)
+
+    made = world(script)
+    body = (await post(made.app, CHAT, QUESTION)).json
+    assert body["usage"] == {"prompt_tokens": 7, "completion_tokens": 2, "total_tokens": 9}
+    small, medium = body["stepladder"]["spent"]
+    assert small == {
+        "stage": "small",
+        "prompt_tokens": 5,
+        "output_tokens": 1,
+        "cost": PRICE["small"],
+        "seconds": 3.0,
+        "fault": "timeout",
+    }
+    assert (medium["stage"], medium["output_tokens"], medium["fault"]) == ("medium", 2, None)
+    assert body["stepladder"]["cost"] == PRICE["small"] + PRICE["medium"]
+
+
+async def test_what_was_spent_without_an_answer_is_told() -> None:
+    async def script(request: Request, stage: Stage) -> AsyncGenerator[EngineEvent, None]:
+        yield replace(fault(stage.name, "timeout"), usage=Usage(5, 1))
+
+    got = await post(world(script).app, CHAT, QUESTION)
+    assert got.status == 504
+    block = got.json["stepladder"]
+    assert [each["stage"] for each in block["spent"]] == list(STAGES)
+    assert {each["fault"] for each in block["spent"]} == {"timeout"}
+    assert block["cost"] == pytest.approx(sum(PRICE.values()))
+    assert block["decision_id"] == "dec-1"
+
+
+async def test_what_a_client_that_left_had_spent_can_be_asked_for() -> None:
+    made = world(plays(Delta("Once upon"), Delta(" a time"), attempt("large")))
+    request = Request("r", messages=tuple(QUESTION["messages"]), params={"stream": True})
+    async with aclosing(made.router.stream(request)) as events:
+        async for event in events:
+            if isinstance(event, Delta):
+                break
+    (each,) = (await get(made.app, "/v1/decisions/dec-1")).json["spent"]
+    assert (each["stage"], each["fault"], each["cost"]) == ("small", "cancelled", PRICE["small"])
+    assert each["output_tokens"] > 0
 
 
 async def test_many_choices_survive_a_cascade_stream() -> None:

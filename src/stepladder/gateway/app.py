@@ -19,7 +19,7 @@ from starlette.types import Message, Receive, Scope, Send
 from stepladder.errors import RequestError
 from stepladder.gateway.faults import BAD_REQUEST, error_body, error_reply
 from stepladder.gateway.replies import WRITE_IDLE_S, EventStream, Reply, Sendable, json_reply
-from stepladder.gateway.report import answer_headers, call_headers, decision_headers, outcomes_body, route_body
+from stepladder.gateway.report import answer_headers, bill, call_headers, decision_headers, outcomes_body, route_body
 from stepladder.gateway.stream import ChunkWriter, frames, opened, sse
 from stepladder.gateway.wire import Names, answer_body, dumps, models_body, parse_object, read_model, read_request
 from stepladder.router import Router
@@ -120,7 +120,7 @@ class Doors:
         if trace is None:
             raise RequestError(f"no decision '{asked}' is stored", param="id", code="decision_not_found")
         outcomes = outcomes_body(store.outcomes(asked))
-        return json_reply({"object": "stepladder.trace", **encode(trace), "outcomes": outcomes})
+        return json_reply({"object": "stepladder.trace", **encode(trace), **bill(trace), "outcomes": outcomes})
 
     def _request(self, scope: Scope, body: bytes, endpoint: Endpoint | None) -> Request:
         return read_request(parse_object(body), self._names, scope["headers"], endpoint)

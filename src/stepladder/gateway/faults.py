@@ -10,7 +10,7 @@ from typing import Any
 
 from stepladder.errors import AnswerError, EngineError, RequestError, TraceError, UsageError
 from stepladder.gateway.replies import Reply, json_reply
-from stepladder.gateway.report import Headers, decision_headers
+from stepladder.gateway.report import Headers, bill, decision_headers
 from stepladder.types import Fault, FaultKind
 
 log = logging.getLogger("stepladder.gateway")
@@ -76,11 +76,12 @@ def error_reply(error: Exception) -> Reply:
 
 
 def answer_error_body(error: AnswerError) -> dict[str, Any]:
-    """Why no stage answered, with the stage that had the last word."""
+    """Why no stage answered, with the stage that had the last word, and what was spent all the same."""
     attempts = error.trace.attempts
     where = f"stage '{attempts[-1].stage}': " if attempts else ""
     kind, code = _TYPE_AND_CODE.get(error.fault.kind, ("upstream_error", f"upstream_{error.fault.kind}"))
-    return error_body(f"{where}{error.fault.message}", kind, code=code)
+    block = {"decision_id": error.trace.id, **bill(error.trace)}
+    return {**error_body(f"{where}{error.fault.message}", kind, code=code), "stepladder": block}
 
 
 def fault_status(fault: Fault) -> int:

@@ -27,16 +27,19 @@ def summary(answer: Answer) -> dict[str, Any]:
         "lambda": view.lam,
         "predicted_quality": view.estimates[attempt.stage].mean,
         "calibrated": view.estimates.calibrated,
-        "cost": answer.cost,
-        "cost_unit": trace.cost_unit,
+        **bill(trace),
         "seconds": trace.seconds,
         "decide_ms": trace.decide_s * 1e3,
-        "spent": [spent(each) for each in trace.attempts],
         "baseline": baseline(trace),
     }
     if trace.request.dials.explain:
         block["steps"] = [step_body(step) for step in trace.steps]
     return block
+
+
+def bill(trace: Trace) -> dict[str, Any]:
+    """What the request cost, and every attempt it cost that for: kept, dropped, failed or cut off."""
+    return {"cost": trace.cost, "cost_unit": trace.cost_unit, "spent": [spent(each) for each in trace.attempts]}
 
 
 def spent(attempt: Attempt) -> dict[str, Any]:
