@@ -378,7 +378,7 @@ async def _is_dropped(client: socket.socket) -> None:
 
 async def test_a_slow_reader_is_no_stalled_one() -> None:
     words = [Delta("x" * 100_000)] * 40
-    made = world(plays(*words, attempt("small", first_token_s=0.1)), settings=GatewaySettings(write_idle_s=0.5))
+    made = world(plays(*words, attempt("small", first_token_s=0.1)), settings=GatewaySettings(write_idle_s=2.0))
     body = json.dumps({"messages": MESSAGES, "stream": True}).encode()
     async with serving(made.app) as base, connected(base) as (reader, writer):
         writer.write(post(body))
