@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import io
+import logging
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Protocol, cast
@@ -37,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # λ on a terminal that has no such letter is no reason to stop
+    logging.basicConfig(level=logging.WARNING, format="stepladder: %(message)s")
     args = make_parser(words).parse_args(words)
     try:
         return cast(Verb, args.verb).run(args)
