@@ -16,8 +16,8 @@ from stepladder.cli import outcomes_options as options
 from stepladder.errors import UsageError
 from stepladder.evaluate.aligned import Aligned
 from stepladder.evaluate.html import page
-from stepladder.evaluate.judge import judge
 from stepladder.evaluate.reference import Reference, from_metrics, overlap, reference_of, suited
+from stepladder.evaluate.report import report
 from stepladder.evaluate.scores import estimate
 from stepladder.predictors.artifact import Artifact, load
 
@@ -78,7 +78,7 @@ def _judged(args: argparse.Namespace, artifact: Artifact, data: Aligned) -> dict
     lam = artifact.lambda_ if artifact.cost_unit == data.cost_unit else None
     predictor = plugins.load("predictors", artifact.kind)(artifact.stages, artifact.params, artifact.arrays)
     estimates = estimate(predictor, plugins.load("features", artifact.features)(), data.requests)
-    found = judge(data, estimates, reference, lam=lam, seed=options.seed(args), times=args.resamples)
+    found = report(data, estimates, reference, lam=lam, seed=options.seed(args), times=args.resamples)
     return {**found, "notes": [*notes, *found["notes"]]}
 
 

@@ -77,11 +77,12 @@ def error_reply(error: Exception) -> Reply:
 
 def answer_error_body(error: AnswerError) -> dict[str, Any]:
     """Why no stage answered, with the stage that had the last word, and what was spent all the same."""
-    attempts = error.trace.attempts
-    where = f"stage '{attempts[-1].stage}': " if attempts else ""
+    attempts, told = error.trace.attempts, error.fault.message
+    stage = f"stage '{attempts[-1].stage}'" if attempts else ""
+    where = f"{stage}: " if stage not in told else ""
     kind, code = _TYPE_AND_CODE.get(error.fault.kind, ("upstream_error", f"upstream_{error.fault.kind}"))
     block = {"decision_id": error.trace.id, **bill(error.trace)}
-    return {**error_body(f"{where}{error.fault.message}", kind, code=code), "stepladder": block}
+    return {**error_body(f"{where}{told}", kind, code=code), "stepladder": block}
 
 
 def fault_status(fault: Fault) -> int:

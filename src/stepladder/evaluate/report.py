@@ -21,7 +21,7 @@ from stepladder.types import Estimates
 SCHEMA = 1
 
 
-def judge(
+def report(
     data: Aligned,
     estimates: Sequence[Estimates],
     reference: Reference,
