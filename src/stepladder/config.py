@@ -153,6 +153,8 @@ class ServeSettings(_Frozen):
     """The model name under which the policy decides."""
     max_body_bytes: Annotated[int, Field(gt=0)] = 8 * 1024 * 1024
     """Larger request bodies are refused with 413."""
+    write_idle_s: Positive = 30.0
+    """A client that takes nothing of its stream for so many seconds is given up, and its stage is free again."""
 
 
 class TraceSettings(_Frozen):

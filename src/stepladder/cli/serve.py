@@ -41,7 +41,11 @@ def _greet(settings: Settings, url: str) -> None:
 
 def gateway_settings(settings: Settings) -> GatewaySettings:
     """What the gateway needs of the settings."""
-    return GatewaySettings(model_name=settings.gateway.model_name, max_body_bytes=settings.gateway.max_body_bytes)
+    return GatewaySettings(
+        model_name=settings.gateway.model_name,
+        max_body_bytes=settings.gateway.max_body_bytes,
+        write_idle_s=settings.gateway.write_idle_s,
+    )
 
 
 def greeting(settings: Settings, url: str) -> str:
