@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import io
+import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,10 +14,12 @@ from statistics import fmean
 
 import pytest
 from openai import BadRequestError, OpenAI
+from rich.console import Console
 
 import stepladder
 from stepladder import config
 from stepladder.build import build
+from stepladder.cli import demo
 from stepladder.evaluate.graders import grade
 from stepladder.evaluate.replay import differences
 from stepladder.evaluate.tasks.nano import generate
@@ -148,6 +153,36 @@ def test_the_demo_prints_its_tables_plainly_when_piped():
     assert "always largest" in done.stdout
     assert "What is 2+2?" in done.stdout
     assert sum(line.startswith("λ = ") for line in done.stdout.split("\n")) >= 4
+
+
+def test_the_demo_on_a_port_that_is_taken():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        command = [sys.executable, "-m", "stepladder", "demo", "--once", "--port", port]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert f"--port: {port} cannot be bound" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_demo_ends_in_order_also_where_its_shell_ignores_ctrl_c():
+    command = ["bash", "-c", f"trap '' INT; exec {sys.executable} -m stepladder demo"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        assert any("Ctrl-C ends it" in line for line in iter(process.stderr.readline, ""))
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 0
+
+
+@pytest.mark.parametrize("width", [80, 120, 160])
+def test_no_number_of_the_demo_is_cut(width):
+    prompt = demo.Prompt("What is the sum of nineteen and twenty-two? " * 3, "simple", "arithmetic", "41", "numeric")
+    result = demo.Result(prompt, "medium", "19+22=41 " * 5, 0.95, 1.0, 12.34, 0.0456)
+    out = Console(width=width, file=io.StringIO(), force_terminal=False)
+    out.print(demo._table("λ = 5", [result], [result], narrow=width))
+    shown = out.file.getvalue()
+    for number in ("0.95", "1.00", "12.34", "46", "medium"):
+        assert number in shown
 
 
 @pytest.mark.parametrize("example", ["ask.py"])

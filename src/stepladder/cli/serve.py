@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _greet(settings: Settings, url: str) -> None:
-    sys.stderr.write(greeting(settings, url) + "\n")
+    sys.stderr.write(f"{greeting(settings, url)}\nCtrl-C ends it.\n")
     sys.stderr.flush()
 
 
