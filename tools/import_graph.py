@@ -27,7 +27,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "study": ("train", "evaluate"),
     "heart": ("router",),
     "parts": ("features", "predictors", "policies", "costs", "engines", "decoding", "traces"),
-    "words": ("contracts", "types", "errors", "version"),
+    "words": ("contracts", "tokens", "types", "errors", "version"),
 }
 WITHIN = {
     ("__main__", "cli"),  # python -m stepladder
@@ -39,6 +39,7 @@ WITHIN = {
     ("train", "evaluate"),
     ("contracts", "types"),
     ("errors", "types"),
+    ("tokens", "types"),
 }
 
 

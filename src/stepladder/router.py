@@ -21,6 +21,7 @@ from dataclasses import dataclass, field, replace
 
 from stepladder.contracts import CostModel, Engine, Featurizer, Policy, Predictor, TraceStore
 from stepladder.errors import AnswerError, NoStageError, RequestError, nearest
+from stepladder.tokens import usage_of
 from stepladder.types import (
     Action,
     Answer,
@@ -39,14 +40,12 @@ from stepladder.types import (
     Step,
     Stop,
     Trace,
-    Usage,
     Versions,
     View,
     message_text,
 )
 
 STEPS_PER_STAGE = 4
-CHARS_PER_TOKEN = 4
 CHARS_PER_TOKEN_MAX = 16
 """No tokenizer in use packs ordinary text denser than this, so chars / 16 is a safe lower bound on tokens."""
 
@@ -361,13 +360,13 @@ def is_blank(request: Request) -> bool:
 def cut_short(request: Request, stage: str, pieces: Sequence[str], seconds: float) -> Attempt:
     """The attempt behind a call that was cancelled: what it had written stands, and is billed by estimate.
 
-    A piece counts as a token, and the prompt as a token for four characters; without a piece nothing is known to have
-    been read or written.
+    The estimate is the one for answers that their server broke off (``tokens.usage_of``); without a piece nothing is
+    known to have been read or written.
     """
-    usage = Usage(-(-request.chars // CHARS_PER_TOKEN), len(pieces)) if pieces else Usage()
+    text = "".join(pieces)
     fault = Fault("cancelled", "the caller left before the answer was whole")
     first = seconds if pieces else None
-    return Attempt(stage, "".join(pieces), usage, seconds, first, fault=fault)
+    return Attempt(stage, text, usage_of(request, text, len(pieces)), seconds, first, fault=fault)
 
 
 def _fault_of(error: BaseException) -> Fault:

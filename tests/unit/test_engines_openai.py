@@ -15,11 +15,11 @@ from openai_server import CHUNKS, FakeServer, Handler, chunk, good, reply, says,
 from stepladder.costs.fixed import FixedCosts
 from stepladder.costs.measured import MeasuredCosts, StageTiming
 from stepladder.costs.price_list import PriceListCosts
-from stepladder.engines.estimate import usage_of
 from stepladder.engines.http import Target, exchange, new_session
 from stepladder.engines.openai import OpenAIEngine
 from stepladder.errors import ConfigError, EngineError
 from stepladder.testing import make_ladder, no_forecast
+from stepladder.tokens import usage_of
 from stepladder.types import Attempt, Delta, EngineEvent, Fault, Request, Stage, Usage
 
 CHAT = Request("r", ({"role": "user", "content": "What is 2+2?"},))

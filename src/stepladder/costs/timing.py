@@ -13,8 +13,8 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any, NamedTuple
 
-from stepladder.costs.tokens import CHARS_PER_TOKEN
 from stepladder.errors import UsageError
+from stepladder.tokens import CHARS_PER_TOKEN
 from stepladder.types import Call, Trace
 
 SCHEMA = 1

@@ -5,10 +5,8 @@ from __future__ import annotations
 from math import ceil
 
 from stepladder.contracts import Forecast
+from stepladder.tokens import CHARS_PER_TOKEN
 from stepladder.types import Attempt, Request, Stage
-
-CHARS_PER_TOKEN = 4.0
-"""The usual rule of thumb for English text; measured costs bring their own."""
 
 TYPICAL_OUTPUT = 256
 """Output tokens expected of an answer where nothing was learned and the caller set no limit below it."""

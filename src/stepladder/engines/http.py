@@ -15,9 +15,9 @@ import aiohttp
 
 from stepladder.engines import wire
 from stepladder.engines.deadline import Deadline, timed_out
-from stepladder.engines.estimate import usage_of
 from stepladder.engines.options import Options
 from stepladder.engines.sse import SSEParser
+from stepladder.tokens import usage_of
 from stepladder.types import Attempt, Delta, EngineEvent, Fault, Request, Usage
 
 LOG = logging.getLogger("stepladder.engines")
@@ -106,7 +106,7 @@ async def exchange(
 
     Closing the generator early, or cancelling the task that reads it, closes the connection at once, which is how
     servers learn that nobody waits. ``seconds`` counts from here. The usage of a stream that broke off before its
-    server counted is estimated (``estimate.usage_of``): what was written is paid for. The ``deadline`` (by default
+    server counted is estimated (``tokens.usage_of``): what was written is paid for. The ``deadline`` (by default
     the target's total limit from here) cuts the connection also while nobody takes the next event.
     """
     call = _Call(session, target, request, deadline or Deadline(target.stage, target.limits.total_s))

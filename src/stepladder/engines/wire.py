@@ -15,7 +15,7 @@ from typing import Any
 
 import orjson
 
-from stepladder.engines.estimate import tokens_of
+from stepladder.tokens import tokens_of
 from stepladder.types import Attempt, Delta, Fault, FaultKind, Request, Usage, message_text
 
 CONTEXT_CODES = ("context_length_exceeded", "exceed_context_size_error")

@@ -23,6 +23,7 @@ from stepladder.evaluate.journal import Entry, Journal
 from stepladder.evaluate.judging import by_agreement, by_reference, final_answer, judge_messages, parse_grade
 from stepladder.evaluate.outcomes import OutcomeRow
 from stepladder.evaluate.prompts import Prompt
+from stepladder.tokens import CHARS_PER_TOKEN
 from stepladder.types import EMPTY, Attempt, CostUnit, FaultKind, Request, Stage
 
 Method = Literal["reference", "judge", "agreement", "recorded"]
@@ -47,7 +48,6 @@ GIVE_UP_AFTER = 20
 
 JUDGE_PARAMS: Mapping[str, Any] = {"temperature": 0, "max_tokens": 16}
 USUAL_ANSWER_TOKENS = 256
-CHARS_PER_TOKEN = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,7 +204,7 @@ def estimate(plan: Plan, costs: CostModel, answers: Sequence[Job], kept: Mapping
 def _expected_verdicts(plan: Plan, kept: Mapping[Called, Entry]) -> list[Job]:
     if plan.judge is None:
         return []
-    unread = "x" * (CHARS_PER_TOKEN * (plan.params.get("max_tokens") or USUAL_ANSWER_TOKENS))
+    unread = "x" * (int(CHARS_PER_TOKEN) * (plan.params.get("max_tokens") or USUAL_ANSWER_TOKENS))
     prompts = {prompt.query_id: prompt for prompt in plan.prompts}
     jobs = []
     for query_id, stage in _pairs(plan):

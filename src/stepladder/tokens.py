@@ -1,4 +1,4 @@
-"""How many tokens a broken-off answer took, where its server never came to say."""
+"""How many tokens a text is taken for where nobody has counted them: one rule for forecasts and for bills."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from math import ceil
 from stepladder.types import Request, Usage
 
 CHARS_PER_TOKEN = 4.0
-"""The usual rule of thumb for English text."""
+"""The usual rule of thumb for English text; measured costs bring their own."""
 
 LARGE_PIECE = 8
 """Characters of a mean piece beyond which it holds more than a token."""
