@@ -84,10 +84,8 @@ def problems(settings: Settings) -> tuple[Problem, ...]:
     """What would keep this from being built, as far as can be told without fetching or loading a model."""
     found = [*wrong_names(settings.model_dump(by_alias=True), settings.text), *_wrong_weights(settings)]
     if not found:
-        tried = [problem for trial in _trials(settings) for problem in _tried(trial, settings)]
-        once = {problem.message: problem for problem in reversed(tried)}  # several steps stumble over one mistake
-        found = [*_wrong_engines(settings), *once.values()]
-    return tuple(sorted(dict.fromkeys(found), key=lambda problem: problem.line or 0))
+        found = [*_wrong_engines(settings), *_wrong_parts(settings)]
+    return tuple(sorted(found, key=lambda problem: problem.line or 0))
 
 
 def wrong_names(tree: Mapping[str, Any], text: str) -> list[Problem]:
@@ -287,6 +285,27 @@ def _place(index: int, key: str) -> tuple[str | int, ...]:
 Trial = tuple[tuple[str, ...], Callable[[], object]]
 
 
+def _wrong_parts(settings: Settings) -> list[Problem]:
+    """The steps of ``build``, each for itself, so that one problem does not hide the next."""
+    ladder = make_ladder(settings, fetch=False)
+    trials: list[Trial] = [
+        (("policy", "options"), lambda: make_policies(settings)),
+        (("costs", "options"), lambda: _costs(settings, ladder, {})),
+    ]
+    found: list[Problem] = []
+    try:
+        artifact = _artifact(settings)
+    except StepladderError as error:
+        found.append(settings.problem(("predictor", "artifact"), str(error)))
+    else:  # without the artifact nobody knows what these would be made of
+        trials += [
+            (("policy", "lambda"), lambda: _lambda(settings, artifact)),
+            (("predictor", "artifact" if artifact else "name"), lambda: _predictor(settings, artifact, ladder)),
+            (("predictor", "features"), lambda: _featurizer(settings, artifact)),
+        ]
+    return [*found, *(problem for trial in trials for problem in _tried(trial, settings))]
+
+
 def _tried(trial: Trial, settings: Settings) -> Iterable[Problem]:
     path, attempt = trial
     try:
@@ -296,15 +315,3 @@ def _tried(trial: Trial, settings: Settings) -> Iterable[Problem]:
     except StepladderError as error:
         return (settings.problem(path, str(error)),)
     return ()
-
-
-def _trials(settings: Settings) -> tuple[Trial, ...]:
-    """The steps of ``build``, each for itself, so that one problem does not hide the next."""
-    ladder = make_ladder(settings, fetch=False)
-    return (
-        (("policy", "options"), lambda: make_policies(settings)),
-        (("policy", "lambda"), lambda: _lambda(settings, _artifact(settings))),
-        (("predictor", "artifact"), lambda: _predictor(settings, _artifact(settings), ladder)),
-        (("predictor", "features"), lambda: _featurizer(settings, _artifact(settings))),
-        (("costs", "options"), lambda: _costs(settings, ladder, {})),
-    )
