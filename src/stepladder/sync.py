@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import uuid
-from collections.abc import Coroutine, Iterable
+from collections.abc import Coroutine, Iterable, Mapping
 from concurrent.futures import Future, wait
 from types import TracebackType
 from typing import Any, TypeVar
@@ -54,8 +54,7 @@ class Stepladder:
         this was closed.
         """
         dials = Dials(lam, mode, min_stage, max_stage, max_cost)
-        messages = ({"role": "user", "content": prompt},)
-        return self.answer(Request(_new_id(), messages=messages, params=params or EMPTY, dials=dials))
+        return self.answer(question(prompt, dials, params))
 
     def answer(self, request: Request) -> Answer:
         """Answer a full request."""
@@ -63,8 +62,7 @@ class Stepladder:
 
     def route(self, prompt: str, *, lam: float | None = None) -> Trace:
         """The first decision alone: no model is asked."""
-        messages = ({"role": "user", "content": prompt},)
-        return self.router.decide(Request(_new_id(), messages=messages, dials=Dials(lam)))
+        return self.router.decide(question(prompt, Dials(lam)))
 
     def start(self) -> None:
         """Load every stage's model now instead of when it is first asked."""
@@ -146,5 +144,8 @@ async def _cancelled(tasks: Iterable[asyncio.Task[Any]]) -> None:
         await asyncio.wait(others, timeout=END_S)
 
 
-def _new_id() -> str:
-    return f"req-{uuid.uuid4().hex}"
+def question(prompt: str, dials: Dials, params: Mapping[str, Any] = EMPTY) -> Request:
+    """A chat request with one user message and an id of its own."""
+    return Request(
+        f"req-{uuid.uuid4().hex}", messages=({"role": "user", "content": prompt},), params=params, dials=dials
+    )

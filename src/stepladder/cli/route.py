@@ -5,16 +5,16 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import uuid
 
 from rich.console import Console
 from rich.table import Table
 
 from stepladder.build import build
 from stepladder.cli import options
+from stepladder.sync import question
 from stepladder.traces.codec import encode
 from stepladder.traces.memory import MemoryTraceStore
-from stepladder.types import Call, Dials, Request, Trace
+from stepladder.types import Call, Dials, Trace
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,11 +24,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     prompt = options.read_prompt(args)
-    request = Request(
-        f"req-{uuid.uuid4().hex}",
-        messages=({"role": "user", "content": prompt},),
-        dials=Dials(**options.dials(args)),
-    )
+    request = question(prompt, Dials(**options.dials(args)))
     trace = build(options.read_settings(args), store=MemoryTraceStore(), fetch=False).decide(request)
     if args.json:
         sys.stdout.write(json.dumps(encode(trace), ensure_ascii=False, indent=2) + "\n")
