@@ -98,10 +98,10 @@ class LlamaEngine:
             async with asyncio.TaskGroup() as loading:
                 for host in self._hosts.values():
                     loading.create_task(host.ready())
-        except BaseExceptionGroup as group:
+        except BaseExceptionGroup as group:  # the first of several loads that failed is told, as a plain error
             await self.close()
             raise group.exceptions[0] from None
-        except BaseException:
+        except BaseException:  # re-raised: a start that failed or was cancelled leaves nothing running
             await self.close()
             raise
 

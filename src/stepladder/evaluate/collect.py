@@ -369,7 +369,7 @@ async def _together(works: Iterable[Coroutine[Any, Any, None]]) -> None:
         async with asyncio.TaskGroup() as group:
             for work in works:
                 group.create_task(work)
-    except BaseExceptionGroup as errors:
+    except BaseExceptionGroup as errors:  # the first of several stages that failed is told, as a plain error
         raise errors.exceptions[0] from None
 
 

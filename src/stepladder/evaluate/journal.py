@@ -56,7 +56,7 @@ class Journal:
         try:
             self._lock()
             self.entries = self._load()
-        except BaseException:
+        except BaseException:  # re-raised: nobody else could close the file
             os.close(self._file)
             raise
 
