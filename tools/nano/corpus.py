@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from functools import cache
+from hashlib import sha256
 from multiprocessing import get_context
 from pathlib import Path
 from random import Random
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import vocabulary as v
@@ -174,3 +175,21 @@ def build(tokenizer_path: Path, seed: int, rows: int, workers: int) -> list[Buck
             for key, bucket in made.items():
                 parts.setdefault(key, []).append(bucket)
     return [merged(parts[key]) for key in sorted(parts)]
+
+
+def kept_or_built(kept: Path, tokenizer_path: Path, seed: int, rows: int, workers: int) -> list[Bucket]:
+    """The rows saved at `kept` if they were made from the same tokenizer, seed and number; else built and saved."""
+    made_from = f"{sha256(tokenizer_path.read_bytes()).hexdigest()} {seed} {rows}"
+    if kept.exists():
+        with np.load(kept) as saved:
+            if str(saved["made_from"]) == made_from:
+                return [_saved_bucket(saved, index) for index in range(int(saved["count"]))]
+    buckets = build(tokenizer_path, seed, rows, workers)
+    arrays = {f"{i}.{name}": value for i, b in enumerate(buckets) for name, value in asdict(b).items()}
+    np.savez(kept, made_from=made_from, count=len(buckets), **arrays)
+    return buckets
+
+
+def _saved_bucket(saved: Mapping[str, NDArray[Any]], index: int) -> Bucket:
+    values = {field.name: saved[f"{index}.{field.name}"] for field in fields(Bucket)}
+    return Bucket(**{**values, "window": int(values["window"])})

@@ -251,7 +251,7 @@ def prepared(args: argparse.Namespace) -> tuple[Tokenizer, list[corpus.Bucket]]:
     else:
         tokenizer = vocabulary.train_tokenizer(corpus.tokenizer_texts(SEED, TOKENIZER_TASKS), path)
     print(f"tokenizer of {tokenizer.get_vocab_size()} tokens after {time.monotonic() - began:.0f} s", flush=True)
-    rows = corpus.build(path, SEED, args.rows, args.workers)
+    rows = corpus.kept_or_built(args.out / "rows.npz", path, SEED, args.rows, args.workers)
     for b in rows:
         print(f"  {len(b.levels):8d} rows of {b.ids.shape[1]:3d} tokens, answers up to {b.window}")
     print(f"data after {time.monotonic() - began:.0f} s", flush=True)
