@@ -25,7 +25,7 @@ class Shape:
 
 SHAPES = {
     "small": Shape(width=96, layers=3, heads=3, hidden=256),
-    "medium": Shape(width=192, layers=6, heads=6, hidden=512),
+    "medium": Shape(width=160, layers=5, heads=5, hidden=448),
     "large": Shape(width=384, layers=7, heads=6, hidden=1024),
 }
 
