@@ -318,4 +318,4 @@ def _write_parquet(path: Path, rows: Sequence[OutcomeRow]) -> None:
         if "messages" in values:
             values["messages"] = orjson.dumps(values["messages"], default=dict).decode()
     columns = {name: [values.get(name) for values in found] for name in COLUMNS}
-    parquet.write_table(pa.table(columns, schema=schema), path)
+    parquet.write_table(pa.table(columns, schema=schema), path, compression="zstd", compression_level=12)
