@@ -24,7 +24,7 @@ PACKAGE = "stepladder"
 LAYERS: dict[str, tuple[str, ...]] = {
     "surfaces": ("__main__", "cli", "gateway", "dashboard", "testing"),
     "wiring": ("sync", "build", "config", "plugins", "hub"),
-    "study": ("train", "evaluate"),
+    "study": ("reproduce", "train", "evaluate"),
     "heart": ("router",),
     "parts": ("features", "predictors", "policies", "costs", "engines", "decoding", "traces"),
     "words": ("contracts", "tokens", "types", "errors", "version"),
@@ -36,6 +36,8 @@ WITHIN = {
     ("build", "config"),
     ("build", "plugins"),
     ("build", "hub"),
+    ("reproduce", "train"),  # the paper's experiment fits its predictors
+    ("reproduce", "evaluate"),
     ("train", "evaluate"),
     ("contracts", "types"),
     ("errors", "types"),

@@ -22,6 +22,7 @@ VERBS: Mapping[str, str] = {
     "collect": "ask every stage and grade its answers, for a table to train from",
     "train": "fit a predictor of quality to an outcomes table",
     "evaluate": "judge a predictor and its policies on outcomes that it has not seen",
+    "reproduce": "run the paper's whole experiment on a real ladder, and print its tables beside what is measured",
 }
 
 

@@ -73,22 +73,22 @@ def run(args: argparse.Namespace) -> int:
     _check(args)
     job = _from_traces(args) if args.traces else _from_prompts(args)
     journal_path = _journal_path(args.out)
-    display = _Display(sys.stderr.isatty(), job.plan)
+    display = Display(sys.stderr.isatty(), job.plan.cost_unit)
     try:
         with Journal(journal_path) as journal, display:
             means = Means(engines=job.engines, costs=job.costs, journal=journal, tell=display.tell)
             collected = asyncio.run(core.collect(job.plan, means))
     except KeyboardInterrupt:
-        sys.stderr.write(f"interrupted. {_kept(journal_path)}\n")
+        sys.stderr.write(f"interrupted. {kept_in(journal_path)}\n")
         return 130
     except StepladderError:
         if display.done:
-            sys.stderr.write(_kept(journal_path) + "\n")
+            sys.stderr.write(kept_in(journal_path) + "\n")
         raise
     return _finish(args, job.plan, collected, display)
 
 
-def _kept(journal: Path) -> str:
+def kept_in(journal: Path) -> str:
     if not journal.exists():
         return "Nothing was answered yet."
     return f"What was answered is kept in {journal}; the same command goes on from there."
@@ -98,13 +98,13 @@ def _journal_path(out: str) -> Path:
     return Path(f"{out}.journal.jsonl")
 
 
-def _finish(args: argparse.Namespace, plan: Plan, collected: Collected, display: _Display) -> int:
+def _finish(args: argparse.Namespace, plan: Plan, collected: Collected, display: Display) -> int:
     if collected.rows:
         outcomes.write(collected.rows, args.out)
     sys.stdout.write("\n".join(_summary(args.out, plan, collected, display.seconds)) + "\n")
     if collected.hit_cap:
         told = f"stopped: {collected.spent:.4g} was spent, --max-cost is {plan.max_cost:g}; raise it to go on"
-        sys.stderr.write(f"{told}. {_kept(_journal_path(args.out))}\n")
+        sys.stderr.write(f"{told}. {kept_in(_journal_path(args.out))}\n")
     return 1 if collected.hit_cap or not collected.rows else 0
 
 
@@ -137,7 +137,7 @@ def _from_prompts(args: argparse.Namespace) -> _Job:
     prompts = _prompts(args)
     if args.judge is None and not args.agreement:
         check_gradable(prompts, args.grader)
-    ladder, costs = _ladder(args)
+    ladder, costs = priced_ladder(args)
     stages = _chosen(args.stages, ladder)
     judge = None if args.judge is None else _judge(args, ladder)
     plan = Plan(
@@ -153,12 +153,12 @@ def _from_prompts(args: argparse.Namespace) -> _Job:
     )
     if args.agreement and len(stages) < 2:
         raise UsageError("--agreement needs two stages at the least")
-    return _Job(plan, _engines(args, ladder, (*stages, *([judge] if judge else []))), costs)
+    return _Job(plan, engines_of(ladder, (*stages, *([judge] if judge else [])), args.at_once), costs)
 
 
 def _from_traces(args: argparse.Namespace) -> _Job:
     found = _harvest(args)
-    ladder, costs = _ladder(args)
+    ladder, costs = priced_ladder(args)
     judge = None if args.judge is None else _judge(args, ladder)
     if judge is not None and ladder.cost_unit != found.cost_unit:
         units = f"the traces' costs are in {found.cost_unit}, those of the judge's ladder in {ladder.cost_unit}"
@@ -174,7 +174,7 @@ def _from_traces(args: argparse.Namespace) -> _Job:
         recorded=found.answers,
         scores=found.scores,
     )
-    return _Job(plan, _engines(args, ladder, (judge,) if judge else ()), costs)
+    return _Job(plan, engines_of(ladder, (judge,) if judge else (), args.at_once), costs)
 
 
 def _harvest(args: argparse.Namespace) -> Harvest:
@@ -204,7 +204,7 @@ def _params(args: argparse.Namespace) -> dict[str, Any]:
     return {"temperature": args.temperature, **limit}
 
 
-def _ladder(args: argparse.Namespace) -> tuple[Ladder, CostModel]:
+def priced_ladder(args: argparse.Namespace) -> tuple[Ladder, CostModel]:
     """The ladder and its prices; nothing is predicted or decided here, so neither predictor nor λ is asked for."""
     settings = options.read_settings(args)
     policy = PolicySettings.model_validate({"lambda": 0.0})
@@ -237,10 +237,10 @@ def _judge(args: argparse.Namespace, ladder: Ladder) -> Stage:
     return ladder[args.judge]
 
 
-def _engines(args: argparse.Namespace, ladder: Ladder, stages: Iterable[Stage]) -> dict[str, Engine]:
+def engines_of(ladder: Ladder, stages: Iterable[Stage], at_once: int) -> dict[str, Engine]:
     """An engine for each stage alone, so that a local model is loaded for its turn and leaves after it."""
     local = sum(stage.engine == LOCAL_ENGINE for stage in ladder.stages)
-    ready = (fitted(stage, args.at_once, local) if stage.engine == LOCAL_ENGINE else stage for stage in stages)
+    ready = (fitted(stage, at_once, local) if stage.engine == LOCAL_ENGINE else stage for stage in stages)
     return {stage.name: make_engines((stage,))[stage.name] for stage in ready}
 
 
@@ -254,13 +254,13 @@ def fitted(stage: Stage, at_once: int, local: int) -> Stage:
 # ── showing ──────────────────────────────────────────────────────────────────
 
 
-class _Display:
+class Display:
     """Progress on stderr: a bar in a terminal, else a line every two seconds."""
 
-    def __init__(self, is_terminal: bool, plan: Plan) -> None:
+    def __init__(self, is_terminal: bool, unit: str | None) -> None:
         self.done = 0
         self.seconds = 0.0
-        self._unit = plan.cost_unit or ""
+        self._unit = unit or ""
         self._began = self._told = time.monotonic()
         self._bar: Progress | None = None
         self._task = TaskID(0)
@@ -268,7 +268,7 @@ class _Display:
             self._bar = Progress(BarColumn(), TextColumn("{task.description}"), console=Console(stderr=True))
             self._task = self._bar.add_task("loading")
 
-    def __enter__(self) -> _Display:
+    def __enter__(self) -> Display:
         if self._bar is not None:
             self._bar.start()
         return self

@@ -78,6 +78,12 @@ class Bench:
         )
 
     @cached_property
+    def seconds(self) -> Matrix:
+        """(n, k): how long each recorded answer took, NaN where the table does not say."""
+        lines = [[np.nan if row.latency_s is None else row.latency_s for row in line] for line in self.data.rows]
+        return np.array(lines, dtype=np.float64)
+
+    @cached_property
     def coins(self) -> tuple[float, ...]:
         """The coin of each query's first step, as the router draws it."""
         return tuple(coin(self.seed, row[0].query_id, 0) for row in self.data.rows)
@@ -118,13 +124,24 @@ def _coin(bench: Bench, number: int, step: int) -> float:
 
 @dataclass(frozen=True, eq=False)
 class Played:
-    """One policy at one setting: quality and cost of every query, (n,), and the share of answers by stage, (k,)."""
+    """One policy at one setting: quality, cost and seconds of every query, (n,).
+
+    ``chances`` (n, k) is how likely each stage's answer is the one that is kept: 0 or 1 but for mixes, whose quality,
+    cost and seconds are means over their coin. ``seconds`` adds up all calls, NaN where the table knows none.
+    """
 
     name: str
     lam: float | None
     quality: Vector
     cost: Vector
-    shares: Vector
+    seconds: Vector
+    chances: Matrix
+
+    @property
+    def shares(self) -> Vector:
+        """Share of the answers by stage, (k,)."""
+        found: Vector = self.chances.mean(axis=0)
+        return found
 
 
 def play(
@@ -142,17 +159,25 @@ def play(
         for number, found in enumerate(estimates)
     ]
     kept = np.array([course.kept for course in courses])
-    shares = np.bincount(kept, minlength=len(bench.data.stages)) / len(kept)
     quality = bench.data.quality[np.arange(len(kept)), kept]
-    return Played(name, lam, quality, np.array([course.cost for course in courses]), shares)
+    seconds = np.array([bench.seconds[number, course.called].sum() for number, course in enumerate(courses)])
+    chances = np.eye(len(bench.data.stages))[kept]
+    return Played(name, lam, quality, np.array([course.cost for course in courses]), seconds, chances)
 
 
 def play_mix(bench: Bench, name: str, weights: Sequence[float]) -> Played:
     """What ``random-split`` with these weights gives on average over its coin, query by query."""
     policy = RandomSplitPolicy(stages=bench.data.stages, weights=weights)
-    chances = np.array([policy.weights[stage] for stage in bench.data.stages], dtype=np.float64)
-    chances /= chances.sum()
-    return Played(name, None, bench.data.quality @ chances, bench.data.cost @ chances, chances)
+    drawn = np.array([policy.weights[stage] for stage in bench.data.stages], dtype=np.float64)
+    chances = np.tile(drawn / drawn.sum(), (len(bench.data), 1))
+    return by_chance(bench, name, None, chances)
+
+
+def by_chance(bench: Bench, name: str, lam: float | None, chances: Matrix) -> Played:
+    """What calling one stage of each query, drawn with these chances (n, k), gives on average."""
+    parts = (bench.data.quality, bench.data.cost, bench.seconds)
+    quality, cost, seconds = (np.where(chances > 0, chances * part, 0.0).sum(axis=1) for part in parts)
+    return Played(name, lam, quality, cost, seconds, chances)
 
 
 def as_estimates(qualities: Matrix, stages: Sequence[str]) -> list[Estimates]:
