@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from outcome_tables import STAGES, make_aligned
+from outcome_tables import STAGES, make_aligned, make_row
 from stepladder.errors import UsageError
 from stepladder.evaluate import compare, metrics
+from stepladder.evaluate.aligned import align
 from stepladder.evaluate.compare import Bench, Family
 from stepladder.policies.fixed import FixedPolicy
 from stepladder.policies.greedy import GreedyPolicy
@@ -60,6 +61,24 @@ def test_a_cascade_sees_its_answers_and_pays_for_them():
     course = compare.replay_query(BENCH, 3, GreedyPolicy(cascade=True), first, lam=50.0, after=after)
     assert course == (2, (0, 2), 5.0)
     assert seen == [("small",), ("small", "large")]
+
+
+def test_seconds_are_those_of_all_calls():
+    rows = [
+        make_row(f"q{n}", name, 1.0, cost=1.0, latency_s=n + j + 1.0) for n in range(3) for j, name in enumerate("ab")
+    ]
+    bench = Bench(data := align(rows, ("a", "b")), data.cost)
+    flat = compare.as_estimates(data.quality, data.stages)
+    assert compare.pipelines(bench, flat)[0].seconds.tolist() == [3.0, 5.0, 7.0]
+    assert compare.singles(bench, flat)[1].seconds.tolist() == [2.0, 3.0, 4.0]
+    assert compare.play_mix(bench, "mix", (0.5, 0.5)).seconds.tolist() == [1.5, 2.5, 3.5]
+    assert np.isnan(compare.singles(BENCH, FLAT)[0].seconds).all()
+
+
+def test_chances_are_who_is_kept():
+    found = compare.pipelines(BENCH, FLAT)[1]
+    np.testing.assert_array_equal(found.chances, np.tile([0.0, 0.0, 1.0], (80, 1)))
+    np.testing.assert_array_equal(compare.play_mix(BENCH, "mix", (1.0, 0.0, 3.0)).shares, [0.25, 0.0, 0.75])
 
 
 def test_a_policy_that_gives_up_is_an_error():

@@ -20,6 +20,7 @@ from stepladder.predictors.complexity import rules
 from stepladder.reproduce import arms, fits, paper, predicted
 from stepladder.reproduce.arms import Arms, Reading
 from stepladder.reproduce.fits import Fitted, Makers
+from stepladder.train.fit import Row
 from stepladder.types import Estimates
 
 SCHEMA = 1
@@ -345,8 +346,11 @@ def _predictors(
 ) -> dict[str, Any]:
     trained, asked_of = data.classes
 
-    def predict(artifact: Any, queries: Aligned) -> list[Estimates]:
-        return fits.estimates_of(artifact, makers, queries)
+    def of_stand_in(fitted: Fitted) -> dict[str, Any] | None:
+        def learn(rows: Sequence[Row]) -> list[Estimates]:
+            return fits.estimates_of(fits.refit(fitted, data.train, rows, plan.seed), makers, data.judged)
+
+        return predicted.stand_in_predicted(data.train, data.judged, asked_of, learn)
 
     found: dict[str, Any] = {
         name: {
@@ -361,16 +365,16 @@ def _predictors(
     return {
         "measured_quality": found,
         "stand_in": predicted.stand_in(data.judged, asked_of),
-        "stand_in_predicted": predicted.stand_in_predicted(data.train, data.judged, asked_of, predict, plan.seed),
+        "stand_in_predicted": {name: of_stand_in(fitted) for name, (fitted, _) in said.items()},
         "ceiling": predicted.ceiling(data.train, data.judged, (trained, asked_of)),
     }
 
 
 def ten_aligned(rows: Sequence[OutcomeRow], stages: Sequence[str], like: Aligned) -> Aligned:
-    """The ten prompts' rows as data, none where no prompt was answered by all stages."""
-    if not rows:
-        return like.take(np.zeros(len(like), dtype=np.bool_))
-    return align(rows, stages)
+    """The ten prompts' rows as data: those that all stages answered, which may be none."""
+    answered = Counter(row.query_id for row in rows)
+    whole = [row for row in rows if answered[row.query_id] == len(stages)]
+    return align(whole, stages) if whole else like.take(np.zeros(len(like), dtype=np.bool_))
 
 
 def headline(found: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,7 +20,8 @@ from stepladder.predictors.artifact import Artifact
 from stepladder.reproduce.arms import Reading, Router, priced
 from stepladder.train import choose
 from stepladder.train.choose import Make, Trained
-from stepladder.train.rows import sample
+from stepladder.train.fit import Row
+from stepladder.train.rows import has_classes, sample
 from stepladder.types import Estimates
 
 PAPERS, OURS, BY_CLASS = "adaptive:paper-mlp", "adaptive:ours", "class-router"
@@ -42,6 +43,7 @@ class Fitted:
     """A predictor of the experiment, and on which evidence λ is calibrated: ``held`` out of fold (m, k) on ``some``."""
 
     name: str
+    kind: Literal["auto", "mlp"]
     trained: Trained
     some: Aligned
     held: Matrix
@@ -76,7 +78,14 @@ def fit(
     held = next(trial.estimates for trial in trained.trials if trial.name == trained.chosen)
     if held.shape != some.quality.shape:
         raise UsageError(f"'{name}' was compared on {len(held)} queries, not on the {len(some)} that were drawn")
-    return Fitted(name, trained, some, held)
+    return Fitted(name, kind, trained, some, held)
+
+
+def refit(fitted: Fitted, train: Aligned, rows: Sequence[Row], seed: int) -> Artifact:
+    """The same kind of predictor with the same settings, fitted to other rows of the same prompts."""
+    ways = choose.candidates(train, fitted.kind, classes=has_classes(fitted.some))
+    way = next(each.fit for each in ways if each.name == fitted.trained.chosen)
+    return way(rows, train.stages, seed)
 
 
 def operating_point(fitted: Fitted, train: Aligned, reading: Reading, quality_loss: float) -> choose.Calibrated:

@@ -13,7 +13,7 @@ from stepladder.evaluate import metrics
 from stepladder.evaluate.aligned import Aligned
 from stepladder.evaluate.metrics import Matrix, Vector
 from stepladder.evaluate.scores import means
-from stepladder.train.fit import Grams, fit_mlp
+from stepladder.train.fit import Grams, Row
 from stepladder.train.rows import fit_rows
 from stepladder.types import Estimates
 
@@ -37,9 +37,7 @@ def scores(quality: Matrix, estimated: Matrix, classes: Sequence[str], stages: S
         "within_stage": metrics.r2_within(y, p, stage_of[there]),
         "within_class": metrics.r2_within(y, p, class_of[there]),
         "auc": metrics.auc(y, p),
-        "per_stage": {
-            name: metrics.r2(quality[there[:, j], j], estimated[there[:, j], j]) for j, name in enumerate(stages)
-        },
+        "per_stage": {name: _r2(quality[there[:, j], j], estimated[there[:, j], j]) for j, name in enumerate(stages)},
         "n": int(there.sum()),
     }
 
@@ -94,9 +92,13 @@ def _follows(quality: Vector, said: Vector) -> dict[str, float]:
     return {
         "correlation": correlation(quality, said),
         "auc": metrics.auc(quality, said),
-        "r2": metrics.r2(quality, said) if len(quality) else float("nan"),
+        "r2": _r2(quality, said),
         "mean": float(said.mean()) if len(said) else float("nan"),
     }
+
+
+def _r2(quality: Vector, said: Vector) -> float:
+    return metrics.r2(quality, said) if len(quality) else float("nan")
 
 
 def correlation(one: Vector, other: Vector) -> float:
@@ -106,14 +108,12 @@ def correlation(one: Vector, other: Vector) -> float:
     return float(np.corrcoef(one, other)[0, 1])
 
 
-Predict = Callable[[Any, Aligned], list[Estimates]]
-"""(artifact, queries) → estimates."""
+Learn = Callable[[Sequence[Row]], list[Estimates]]
+"""Rows to learn from → estimates of the judged queries."""
 
 
-def stand_in_predicted(
-    train: Aligned, judged: Aligned, classes: Sequence[str], predict: Predict, seed: int
-) -> dict[str, Any] | None:
-    """``scores`` of the paper's network trained on the stand-in and judged against it; None without confidences."""
+def stand_in_predicted(train: Aligned, judged: Aligned, classes: Sequence[str], learn: Learn) -> dict[str, Any] | None:
+    """``scores`` of a predictor trained on the stand-in and judged against it; None without confidences."""
     trained, asked = confidence(train), confidence(judged)
     if not (np.isfinite(trained).any(axis=0).all() and np.isfinite(asked).any()):
         return None
@@ -122,8 +122,7 @@ def stand_in_predicted(
         for row, value in zip(fit_rows(train), trained.ravel().tolist(), strict=True)
         if np.isfinite(value)
     ]
-    estimates = predict(fit_mlp(rows, train.stages, seed), judged)
-    return scores(asked, means(estimates, judged.stages), classes, judged.stages)
+    return scores(asked, means(learn(rows), judged.stages), classes, judged.stages)
 
 
 # ── the ceiling ──────────────────────────────────────────────────────────────

@@ -263,8 +263,10 @@ def _table_44(found: Found) -> str:
     ]
     for name, each in scores["measured_quality"].items():
         lines.append(_scored(f"{TITLES[name]} ({each['chosen']})", each))
-    if scores["stand_in_predicted"] is not None:
-        lines.append(_scored("the paper's MLP, of the stand-in", scores["stand_in_predicted"]))
+    said = {name: each for name, each in scores["stand_in_predicted"].items() if each is not None}
+    lines += [
+        _scored(f"{TITLES[name]}: trained on the stand-in, and judged by it", each) for name, each in said.items()
+    ]
     titles = {
         "class_stage": "ceiling: means by class and stage",
         "family_class_stage": "ceiling: means by family, class and stage",
@@ -377,8 +379,8 @@ def _definitions(found: Found) -> str:
         (
             "The oracle knows every outcome: the cheapest choice whose mean quality is at least "
             f"{1 - found['quality_loss']:.1%} of {found['stages'][-1]}'s, by linear programming (one query may be "
-            f"split). {SHORT_OF} marks an arm that falls short of that quality: its saving is compared with the "
-            "oracle's at the arm's own quality."
+            f"split). Arms of less quality have no share, but for those whose λ was calibrated to reach it: {SHORT_OF} "
+            "marks theirs, reckoned with the oracle's saving at their own quality."
         ),
         (
             "λ is calibrated on training rows (out of fold for the predictors), for each reading of costs by itself; "
@@ -427,9 +429,10 @@ def _mark(cell: str) -> str:
 
 
 def _oracle_share(found: Found, each: Found) -> str:
-    """The share, marked where the arm falls short; none for single stages and pipelines that do."""
+    """The share; of arms that fall short only for those whose calibrated λ aimed at that quality, and marked."""
     short = each["oracle_quality"] < found["readings"]["measured"]["wanted_quality"] - 1e-9
-    if each["oracle_share"] is None or (short and ":" in each["name"] and not each["name"].startswith("adaptive")):
+    aimed = each["lambda"] not in (None, paper.CHOSEN_LAMBDA)
+    if each["oracle_share"] is None or (short and not aimed):
         return "–"
     return f"{each['oracle_share'] + 0.0:.0%}{SHORT_OF if short else ''}"
 
