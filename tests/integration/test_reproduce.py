@@ -277,6 +277,14 @@ def test_prompts_that_cannot_be_judged(own, capsys, line, told):
     assert not (own / "out").exists()
 
 
+def test_too_few_groups_are_told_before_any_call(own, capsys):
+    lines = (own / "mine.jsonl").read_text("utf-8").splitlines()[:12]
+    (own / "mine.jsonl").write_text("\n".join(lines), "utf-8")
+    assert reproduce(own / "out", *ladder_of(own)) == 2
+    assert "groups of prompts to train on are too few for 5 folds" in capsys.readouterr().err
+    assert not (own / "out").exists()
+
+
 def test_a_ladder_of_one_stage(own, capsys):
     (own / "ladder.toml").write_text(TWO.partition('[[stages]]\nname = "dear"')[0], "utf-8")
     assert reproduce(own / "out", *ladder_of(own)) == 2

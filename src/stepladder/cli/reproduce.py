@@ -136,7 +136,9 @@ def _job(args: argparse.Namespace) -> _Job:
             f"the ladder '{ladder.name}' has one stage, {ladder.names[0]}: there is nothing to choose from"
         )
     training = None if trained_on else _training(args, ladder)
-    core.refuse_overlap(core.asked(trained_on) if training is None else training, core.asked(judged))
+    known = core.asked(trained_on) if training is None else training
+    core.refuse_few(known)
+    core.refuse_overlap(known, core.asked(judged))
     params = {"temperature": 0.0} if args.prompts else dict(GREEDY)
     version = options.read_settings(args).version
     return _Job(ladder, costs, version, training, trained_on, judged, params, max_cost)

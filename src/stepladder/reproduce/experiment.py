@@ -20,6 +20,7 @@ from stepladder.predictors.complexity import rules
 from stepladder.reproduce import arms, fits, paper, predicted
 from stepladder.reproduce.arms import Arms, Reading
 from stepladder.reproduce.fits import Fitted, Makers
+from stepladder.train.choose import FOLDS
 from stepladder.train.fit import Row
 from stepladder.types import Estimates
 
@@ -79,6 +80,13 @@ def refuse_overlap(train: Aligned, judged: Aligned) -> None:
             f"{int(known.sum())} of {len(judged)} judged prompts share their group or their text with training "
             f"rows, first '{first.query_id}': take them out, or give them the split of their group"
         )
+
+
+def refuse_few(train: Aligned) -> None:
+    """Raise UsageError where there are fewer groups to train on than cross-validation has folds."""
+    groups = len(np.unique(train.groups))
+    if groups < FOLDS:
+        raise UsageError(f"{groups} groups of prompts to train on are too few for {FOLDS} folds: give more prompts")
 
 
 def asked(prompts: Sequence[Prompt]) -> Aligned:
