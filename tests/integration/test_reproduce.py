@@ -16,6 +16,7 @@ from few_candidates import few_candidates
 from outcome_tables import make_row, make_table
 from stepladder.cli import main
 from stepladder.cli import reproduce as verb
+from stepladder.costs.fixed import FixedCosts
 from stepladder.evaluate import outcomes
 from stepladder.predictors.artifact import load
 from stepladder.reproduce.experiment import without_times
@@ -161,6 +162,28 @@ def test_the_cap_stops_before_the_first_call(own, capsys):
     assert reproduce(own / "out", *ladder_of(own), "--max-cost", "100") == 2
     assert "above --max-cost 100" in capsys.readouterr().err
     assert {path.name for path in (own / "out").iterdir()} == set()
+
+
+def test_a_cap_that_is_spent_on_the_way_keeps_the_answers(own, monkeypatch, capsys):
+    monkeypatch.setattr(FixedCosts, "billed", lambda self, stage, attempt: 100.0)
+    assert reproduce(own / "out", *ladder_of(own), "--max-cost", "400") == 1
+    told = capsys.readouterr().err
+    assert "stopped: --max-cost 400 is spent" in told
+    assert "the same command goes on from there" in told
+    assert {path.name for path in (own / "out").iterdir()} == {"answers.journal.jsonl"}
+
+
+def test_a_report_that_cannot_be_written(own, capsys):
+    (own / "out" / "report.md").mkdir(parents=True)
+    assert reproduce(own / "out", *ladder_of(own)) == 2
+    assert "report.md: cannot be written" in capsys.readouterr().err
+    assert not [path for path in (own / "out").iterdir() if path.name.startswith(".")]
+
+
+def test_a_ladder_that_answers_nothing(own, capsys):
+    outcomes.write([make_row("x", "cheap", 0.0, prompt="x", response="x")], own / "said.jsonl")
+    assert reproduce(own / "out", *ladder_of(own)) == 2
+    assert "no judged prompt was answered by any stage" in capsys.readouterr().err
 
 
 # ── what is refused ──────────────────────────────────────────────────────────

@@ -82,6 +82,13 @@ def test_the_cap_counts_all_stages_before_the_first_call(asked):
         asked.run(replace(PLAN, max_cost=38.0))
 
 
+def test_a_cap_that_the_bill_reaches_stops_all_stages(asked, monkeypatch):
+    monkeypatch.setattr(COSTS, "billed", lambda stage, attempt: 5.0)
+    found = asked.run(replace(PLAN, prompts=OWN, max_cost=9.0))
+    assert (found.hit_cap, found.calls) == (True, 2)
+    assert {stage for stage, _ in asked.calls} == {"a"}
+
+
 def test_what_fails_is_left_out_and_asked_again(asked):
     asked.broken = True
     assert [row.model for row in asked.run(replace(PLAN, prompts=OWN)).rows] == ["a"] * 3

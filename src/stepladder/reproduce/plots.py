@@ -90,6 +90,9 @@ def _points(line: Sequence[Found]) -> tuple[list[float], list[float]]:
     return [each["cost"] for each in order], [each["quality"] for each in order]
 
 
+LOWEST = -0.5
+"""R² below this leaves the picture."""
+
 BARS: Mapping[str, str] = {"pooled": "pooled", "within_stage": "within stage", "within_class": "within class and stage"}
 
 
@@ -109,11 +112,12 @@ def _predictors(found: Found) -> Any:
     colors = ("tab:blue", "tab:cyan", "0.7")
     for number, ((key, label), color) in enumerate(zip(BARS.items(), colors, strict=True)):
         places = [i + (number - 1) * 0.27 for i in range(len(bars))]
-        axes.bar(places, [max(each[key] or 0.0, -0.2) for each in bars.values()], 0.25, color=color, label=label)
+        axes.bar(places, [each[key] or 0.0 for each in bars.values()], 0.25, color=color, label=label)
     axes.axhline(paper.R2, color="tab:red", lw=1, ls="--", label=f"the paper states {paper.R2}")
     axes.axhline(0, color="0.3", lw=0.8)
     axes.set_xticks(range(len(bars)), list(bars), fontsize=9)
     axes.set(ylabel="R² on judged prompts, per answer")
+    axes.set_ylim(bottom=max(axes.get_ylim()[0], LOWEST))
     axes.set_title("how well quality is predicted", loc="left")
-    axes.legend(frameon=False, fontsize=9)
+    figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     return figure
