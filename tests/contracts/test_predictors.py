@@ -11,7 +11,9 @@ import pytest
 
 from stepladder.contracts import Predictor
 from stepladder.predictors.complexity import CLASSES
+from stepladder.predictors.gbdt import GBDTPredictor
 from stepladder.predictors.grams import BUCKETS, DENSE
+from stepladder.predictors.lexical import NAMES, WORDS
 from stepladder.predictors.logistic import LogisticPredictor
 from stepladder.predictors.matrix import MatrixPredictor
 from stepladder.predictors.mlp import MLPPredictor
@@ -44,12 +46,30 @@ def logistic(stages: tuple[str, ...]) -> LogisticPredictor:
     return LogisticPredictor(stages, {}, arrays)
 
 
+def gbdt(stages: tuple[str, ...]) -> GBDTPredictor:
+    rng = np.random.default_rng(0)
+    shape = (len(stages), 4, 3)  # one split and two leaves a tree
+    arrays: dict[str, Any] = {
+        "weights": rng.normal(size=(BUCKETS + DENSE, len(stages))),
+        "bias": rng.normal(size=len(stages)),
+        "base": rng.normal(size=len(stages)),
+        "counts": rng.random(WORDS),
+        "feature": rng.integers(len(NAMES), size=shape),
+        "threshold": rng.normal(size=shape),
+        "left": np.broadcast_to([1, 1, 2], shape).copy(),
+        "right": np.broadcast_to([2, 1, 2], shape).copy(),
+        "value": rng.normal(size=shape),
+    }
+    return GBDTPredictor(stages, {"depth": 1}, arrays)
+
+
 MAKERS: dict[str, Callable[[tuple[str, ...]], Predictor]] = {
     "prior": lambda stages: PriorPredictor(stages, {}, {}),
     "matrix by rules": lambda stages: matrix(stages, "rules"),
     "matrix, learned": lambda stages: matrix(stages, "learned"),
     "mlp": mlp,
     "logistic": logistic,
+    "gbdt": gbdt,
     "fake": lambda stages: FakePredictor(dict.fromkeys(stages, 0.5)),
 }
 

@@ -97,7 +97,7 @@ def test_auto_takes_the_lowest_log_loss_and_remembers(monkeypatch):
     data, told = make_aligned(160), []
     found = choose.train(data, "auto", predictor_of, PaperFeatures(), seed=1, tick=told.append)
     names = [trial.name for trial in found.trials]
-    assert names == ["stage means", "matrix, learned", "mlp", "logistic, C = 0.3", "logistic, C = 3"]
+    assert names == ["stage means", "matrix, learned", "mlp", "logistic, C = 0.3", "logistic, C = 3", "gbdt"]
     losses = {trial.name: trial.scores["logloss"] for trial in found.trials[1:]}
     assert found.chosen == min(losses, key=losses.__getitem__)
     assert losses[found.chosen] < found.trials[0].scores["logloss"]

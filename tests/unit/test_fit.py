@@ -51,7 +51,7 @@ def test_numpy_serves_what_scikit_learn_fitted(
     rows: list[Row], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     fitted: list[Any] = []
-    network = fit._sklearn("sklearn.neural_network")
+    network = fit.sklearn_module("sklearn.neural_network")
     real = network.MLPRegressor
     monkeypatch.setattr(network, "MLPRegressor", lambda **kw: fitted.append(real(**kw)) or fitted[-1])
     save(fit_mlp(rows, STAGES, seed=3), tmp_path)

@@ -17,7 +17,7 @@ from stepladder.predictors.artifact import Artifact, save
 from stepladder.train.choose import Trained
 from stepladder.train.choose import train as fit
 
-PREDICTORS = ("auto", "logistic", "matrix", "mlp")
+PREDICTORS = ("auto", "gbdt", "logistic", "matrix", "mlp")
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

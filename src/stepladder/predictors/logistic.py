@@ -43,10 +43,11 @@ class LogisticPredictor:
         rows, amounts = hashed_grams(features.text)
         raw = (amounts @ self._weights.take(rows, axis=0)).tolist()
         found = zip(self._stages, raw, self._bias, self._spreads, strict=True)
-        estimates = {stage: _estimate(value + bias, spread) for stage, value, bias, spread in found}
+        estimates = {stage: from_logit(value + bias, spread) for stage, value, bias, spread in found}
         return Estimates(estimates, calibrated=self._calibrated)
 
 
-def _estimate(logit: float, spread: float) -> Estimate:
+def from_logit(logit: float, spread: float) -> Estimate:
+    """σ(logit), and the deviation of outcomes whose variance is the share ``spread`` of a right-or-wrong answer's."""
     mean = 1 / (1 + exp(-min(max(logit, -30.0), 30.0)))
     return Estimate(mean, sqrt(spread * mean * (1 - mean)))

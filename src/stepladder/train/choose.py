@@ -15,10 +15,11 @@ from stepladder.evaluate.metrics import Matrix
 from stepladder.evaluate.reference import SEEN, Reference, reference_of, seen, to_metrics
 from stepladder.evaluate.scores import estimate, means
 from stepladder.predictors.artifact import Artifact
+from stepladder.train.boost import fit_gbdt
 from stepladder.train.fit import Grams, Row, fit_logistic, fit_matrix, fit_mlp
 from stepladder.train.rows import Numbers, fit_rows, folds, has_classes, sample
 
-Kind = Literal["matrix", "mlp", "logistic"]
+Kind = Literal["matrix", "mlp", "logistic", "gbdt"]
 Fit = Callable[[Sequence[Row], Sequence[str], int], Artifact]
 Make = Callable[[Artifact], Predictor]
 """An artifact's predictor, as serving makes it."""
@@ -93,16 +94,18 @@ def candidates(data: Aligned, kind: Kind | Literal["auto"], *, classes: bool) ->
         return fit_matrix(rows, stages, classifier=classifier, seed=seed)
 
     found = [Candidate(f"matrix, {classifier}", "matrix", matrix), Candidate("mlp", "mlp", fit_mlp)]
+    grams = Grams(request.text for request in data.requests)
     if kind in ("auto", "logistic"):
-        found += _logistics(data)
+        found += _logistics(grams)
+    if kind in ("auto", "gbdt"):
+        found.append(_boosted(grams))
     if kind == "auto":
         return [each for each in found if each.kind != "matrix" or classifier == "learned"]
     return [each for each in found if each.kind == kind]
 
 
-def _logistics(data: Aligned) -> list[Candidate]:
-    """One candidate for each penalty; all share the hashed texts of ``data``."""
-    grams = Grams(request.text for request in data.requests)
+def _logistics(grams: Grams) -> list[Candidate]:
+    """One candidate for each penalty."""
 
     def fit_with(penalty: float) -> Fit:
         def fit(rows: Sequence[Row], stages: Sequence[str], seed: int) -> Artifact:
@@ -111,6 +114,13 @@ def _logistics(data: Aligned) -> list[Candidate]:
         return fit
 
     return [Candidate(f"logistic, C = {penalty:g}", "logistic", fit_with(penalty)) for penalty in PENALTIES]
+
+
+def _boosted(grams: Grams) -> Candidate:
+    def fit(rows: Sequence[Row], stages: Sequence[str], seed: int) -> Artifact:
+        return fit_gbdt(rows, stages, seed, grams=grams)
+
+    return Candidate("gbdt", "gbdt", fit)
 
 
 def train(

@@ -38,13 +38,15 @@ INVERSE_PENALTY = 10.0
 class Row:
     """One measured outcome: ``quality`` in [0, 1] of the answer of stage number ``stage`` to ``text``.
 
-    ``label`` is the question's class of complexity where somebody knows it.
+    ``label`` is the question's class of complexity where somebody knows it; rows of one ``group`` rest on one fact
+    (None: each text is a group of its own).
     """
 
     text: str
     stage: int
     quality: float
     label: Complexity | None = None
+    group: int | None = None
 
 
 # ── the paper's network ──────────────────────────────────────────────────────
@@ -60,12 +62,12 @@ def fit_mlp(
     no measure of how it does on questions that it has not seen. Raises UsageError for rows that cannot be fitted,
     MissingExtraError.
     """
-    _check(rows, stages)
-    regressor = _sklearn("sklearn.neural_network").MLPRegressor(
+    check(rows, stages)
+    regressor = sklearn_module("sklearn.neural_network").MLPRegressor(
         hidden_layer_sizes=HIDDEN, activation="relu", solver="adam", max_iter=MAX_ITER, random_state=seed
     )
-    inputs, quality = _inputs(rows, len(stages), featurizer or PaperFeatures()), _qualities(rows)
-    with _quiet():
+    inputs, quality = _inputs(rows, len(stages), featurizer or PaperFeatures()), qualities(rows)
+    with quiet():
         regressor.fit(inputs, quality)
     residuals = quality - np.clip(regressor.predict(inputs), 0.0, 1.0)
     return Artifact(
@@ -122,7 +124,7 @@ def fit_logistic(
     ``r2_train``, which is no measure of how it does on questions that it has not seen. Raises UsageError for rows that
     cannot be fitted, MissingExtraError.
     """
-    _check(rows, stages)
+    check(rows, stages)
     grams = grams or Grams([row.text for row in rows])
     by_stage = ([row for row in rows if row.stage == i] for i in range(len(stages)))
     fitted = [_fit_stage(mine, grams.of([row.text for row in mine]), seed, inverse_penalty) for mine in by_stage]
@@ -168,15 +170,17 @@ class Grams:
 
 
 def _fit_stage(rows: Sequence[Row], grams: Any, seed: int, inverse_penalty: float) -> _StageFit:
-    quality = _qualities(rows)
+    quality = qualities(rows)
     if quality.min() == quality.max():  # no regression needs to tell right from wrong here
         mean = float(np.clip(quality[0], 0.001, 0.999))
         flat = np.zeros(BUCKETS + DENSE)
         return _StageFit(flat, float(np.log(mean / (1 - mean))), quality, np.full(len(rows), mean))
-    model = _sklearn("sklearn.linear_model").LogisticRegression(C=inverse_penalty, max_iter=300, random_state=seed)
+    model = sklearn_module("sklearn.linear_model").LogisticRegression(
+        C=inverse_penalty, max_iter=300, random_state=seed
+    )
     right, wrong = np.flatnonzero(quality > 0), np.flatnonzero(quality < 1)  # a row with weight 0 would only cost time
     weight = np.concatenate([quality[right], 1 - quality[wrong]])
-    with _quiet():
+    with quiet():
         model.fit(grams[np.r_[right, wrong]], np.repeat([1, 0], (len(right), len(wrong))), sample_weight=weight)
     means = model.predict_proba(grams)[:, 1]
     return _StageFit(model.coef_[0], float(model.intercept_[0]), quality, means)
@@ -201,7 +205,7 @@ def fit_matrix(
     rows' labels. Each cell is shrunk towards its stage's mean by ``shrinkage`` rows' worth. ``metrics``: ``rows``, and
     ``rows.CLASS`` for each class. Raises UsageError for rows that cannot be fitted, MissingExtraError.
     """
-    _check(rows, stages)
+    check(rows, stages)
     arrays: Mapping[str, NDArray[Any]] = {}
     classify: Callable[[str], tuple[float, ...]] = by_rules
     if classifier == "learned":
@@ -221,7 +225,7 @@ def fit_matrix(
 
 def _cells(rows: Sequence[Row], weights: Matrix, stages: int, shrinkage: float) -> tuple[Matrix, Matrix]:
     """Means and standard deviations, both (classes, stages)."""
-    quality, of_row = _qualities(rows), np.array([row.stage for row in rows])
+    quality, of_row = qualities(rows), np.array([row.stage for row in rows])
     means, sds = np.zeros((len(CLASSES), stages)), np.zeros((len(CLASSES), stages))
     for stage in range(stages):
         mine = of_row == stage
@@ -260,8 +264,10 @@ def fit_complexity(texts: Sequence[str], labels: Sequence[str], seed: int = 0) -
         raise UsageError(f"labels should be one of {', '.join(CLASSES)} for each text, all of them used; {told}")
     targets = np.array([CLASSES.index(label) for label in labels])
     grams = _gram_matrix(texts)
-    model = _sklearn("sklearn.linear_model").LogisticRegression(C=INVERSE_PENALTY, max_iter=500, random_state=seed)
-    with _quiet():
+    model = sklearn_module("sklearn.linear_model").LogisticRegression(
+        C=INVERSE_PENALTY, max_iter=500, random_state=seed
+    )
+    with quiet():
         model.fit(grams, targets)
     return Artifact(
         kind="complexity",
@@ -276,7 +282,7 @@ def fit_complexity(texts: Sequence[str], labels: Sequence[str], seed: int = 0) -
 
 def _gram_matrix(texts: Sequence[str]) -> Any:
     """Texts as a sparse matrix, (texts, BUCKETS + DENSE), of the amounts that ``LearnedComplexity`` weighs."""
-    sparse = _sklearn("scipy.sparse")
+    sparse = sklearn_module("scipy.sparse")
     found = (hashed_grams(text) for text in texts)
     parts = [(columns.astype(np.int32), amounts) for columns, amounts in found]
     ends = np.cumsum([0] + [len(columns) for columns, _ in parts])
@@ -291,7 +297,8 @@ def _gram_matrix(texts: Sequence[str]) -> Any:
 # ── common to all ────────────────────────────────────────────────────────────
 
 
-def _check(rows: Sequence[Row], stages: Sequence[str]) -> None:
+def check(rows: Sequence[Row], stages: Sequence[str]) -> None:
+    """Raise UsageError for rows of no stage of the ladder, of no quality, or that leave a stage without any."""
     seen = {row.stage for row in rows}
     missing = [name for index, name in enumerate(stages) if index not in seen]
     if missing:
@@ -303,11 +310,13 @@ def _check(rows: Sequence[Row], stages: Sequence[str]) -> None:
             raise UsageError(f"a row has quality {row.quality}; it should be from 0 to 1")
 
 
-def _qualities(rows: Sequence[Row]) -> Matrix:
+def qualities(rows: Sequence[Row]) -> Matrix:
+    """(rows,) their qualities."""
     return np.array([row.quality for row in rows], dtype=np.float64)
 
 
-def _sklearn(module: str) -> Any:
+def sklearn_module(module: str) -> Any:
+    """A module of scikit-learn's world; raises MissingExtraError."""
     from importlib import import_module
 
     try:
@@ -317,11 +326,11 @@ def _sklearn(module: str) -> Any:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """A fit that stops at its limit says so in ``metrics``, not on the screen.
 
     Vectors here are short: threads that wait for each other made a fit 5 times slower on 2 cores.
     """
-    with warnings.catch_warnings(), _sklearn("threadpoolctl").threadpool_limits(1):
+    with warnings.catch_warnings(), sklearn_module("threadpoolctl").threadpool_limits(1):
         warnings.simplefilter("ignore")
         yield

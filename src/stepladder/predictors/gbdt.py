@@ -1,0 +1,96 @@
+"""Quality of every stage by gradient-boosted trees over sizes, digits and words, and a linear score of n-grams."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stepladder.errors import ArtifactError
+from stepladder.predictors.artifact import array_of, content_version, numbers_of
+from stepladder.predictors.grams import BUCKETS, DENSE, hashed_grams
+from stepladder.predictors.lexical import NAMES, WORDS, numbers
+from stepladder.predictors.logistic import from_logit
+from stepladder.types import Estimates, Features
+
+
+class GBDTPredictor:
+    """Quality of stage i is σ(base[i] + Σ of its trees), each tree reading NAMES and all scores grams · weights + bias.
+
+    ``arrays``: ``weights`` (BUCKETS + 2, stages), ``bias`` and ``base`` (stages,), ``counts`` (WORDS,), and the trees,
+    each (stages, trees, nodes): ``feature`` (a column of NAMES, then of the scores), ``threshold`` (up to it the left
+    child is next), ``left`` and ``right`` (numbers of nodes; a leaf is its own child) and ``value`` (of a leaf).
+    ``params``: ``depth`` (steps from a root to the deepest leaf), ``spread`` and ``measured`` as for ``logistic``.
+    Attempts made so far do not move these estimates. Friedman, "Greedy function approximation" (2001); linear scores
+    under the trees are stacking (Wolpert, 1992).
+
+    Raises ArtifactError where parameters or arrays do not fit the ladder.
+    """
+
+    def __init__(self, stages: tuple[str, ...], params: Mapping[str, Any], arrays: Mapping[str, Any]) -> None:
+        self.version = content_version("gbdt", stages, params, arrays)
+        self._stages = stages
+        self._spreads = numbers_of(params.get("spread", [1.0] * len(stages)), "spread", len(stages))
+        self._calibrated = params.get("measured", True) is True
+        self._weights = _shaped(arrays, "weights", (BUCKETS + DENSE, len(stages))).astype(np.float32)
+        self._bias = _shaped(arrays, "bias", (len(stages),))
+        self._base = _shaped(arrays, "base", (len(stages),))
+        self._counts: list[float] = _shaped(arrays, "counts", (WORDS,)).tolist()
+        self._trees = Trees(arrays, params.get("depth"), len(stages), len(NAMES) + len(stages))
+
+    def predict(self, features: Features) -> Estimates:
+        """Estimates for every stage."""
+        rows, amounts = hashed_grams(features.text)
+        scores = amounts @ self._weights.take(rows, axis=0) + self._bias
+        inputs = np.array([*numbers(features.text, self._counts), *scores.tolist()])
+        logits = (self._base + self._trees.sums(inputs)).tolist()
+        found = zip(self._stages, logits, self._spreads, strict=True)
+        estimates = {stage: from_logit(logit, spread) for stage, logit, spread in found}
+        return Estimates(estimates, calibrated=self._calibrated)
+
+
+class Trees:
+    """All trees of all stages side by side, walked one level at a time."""
+
+    def __init__(self, arrays: Mapping[str, Any], depth: Any, stages: int, columns: int) -> None:
+        feature = array_of(arrays, "feature", 3)
+        shape = feature.shape
+        if shape[0] != stages or 0 in shape[1:]:
+            raise ArtifactError(f"the trees should be of {stages} stages, each with trees of some nodes, not {shape}")
+        if isinstance(depth, bool) or not isinstance(depth, int) or not 0 <= depth < shape[2]:
+            raise ArtifactError(f"depth should be a whole number from 0 to {shape[2] - 1}, not {depth!r}")
+        self._depth = depth
+        self._threshold = _shaped(arrays, "threshold", shape).reshape(-1)
+        self._value = _shaped(arrays, "value", shape).reshape(-1)
+        first = np.arange(shape[0] * shape[1]).reshape(shape[0], shape[1], 1) * shape[2]
+        self._roots = first.reshape(-1)
+        self._next = np.stack(
+            [(_within(arrays, name, shape, shape[2]) + first).reshape(-1) for name in ("right", "left")], axis=1
+        ).reshape(-1)
+        self._column = _within(arrays, "feature", shape, columns).reshape(-1)
+        self._shape = shape
+
+    def sums(self, inputs: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Sum of the leaves of each stage's trees that a row of ``columns`` inputs falls into: (stages,)."""
+        at = self._roots
+        for _ in range(self._depth):
+            goes_left = inputs.take(self._column.take(at)) <= self._threshold.take(at)
+            at = self._next.take(2 * at + goes_left)
+        found: NDArray[np.float64] = self._value.take(at).reshape(self._shape[:2]).sum(axis=1)
+        return found
+
+
+def _shaped(arrays: Mapping[str, Any], name: str, shape: tuple[int, ...]) -> NDArray[np.float64]:
+    array = array_of(arrays, name, len(shape))
+    if array.shape != shape:
+        raise ArtifactError(f"the array {name} should be {shape}, not {array.shape}")
+    return array
+
+
+def _within(arrays: Mapping[str, Any], name: str, shape: tuple[int, ...], end: int) -> NDArray[np.int64]:
+    array = _shaped(arrays, name, shape).astype(np.int64)
+    if array.min() < 0 or array.max() >= end:
+        raise ArtifactError(f"the array {name} should hold numbers from 0 to {end - 1}")
+    return array

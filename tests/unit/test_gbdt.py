@@ -1,0 +1,174 @@
+"""Boosted trees: what was fitted is what is served, from numbers that anybody can check."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stepladder.errors import ArtifactError, UsageError
+from stepladder.predictors.artifact import load, save
+from stepladder.predictors.gbdt import GBDTPredictor, Trees
+from stepladder.predictors.grams import BUCKETS, DENSE
+from stepladder.predictors.lexical import NAMES, WORDS, numbers, place, tokens, word_counts
+from stepladder.train import boost
+from stepladder.train.boost import fit_gbdt
+from stepladder.train.fit import Row
+from stepladder.types import Features
+
+NO_COUNTS = [0.0] * WORDS
+
+
+def value(text: str, name: str, counts: list[float] = NO_COUNTS, *, known: bool = False) -> float:
+    return numbers(text, counts, known=known)[NAMES.index(name)]
+
+
+# ── the numbers of a text ────────────────────────────────────────────────────
+
+
+@given(st.text(max_size=300), st.booleans())
+def test_every_text_has_all_numbers(text: str, known: bool) -> None:
+    found = numbers(text, NO_COUNTS, known=known)
+    assert len(found) == len(NAMES)
+    assert np.isfinite(found).all()
+
+
+def test_numbers_by_hand() -> None:
+    text = "Add 38 and 5, then subtract 120."
+    assert tokens(text) == ["add", "38", "and", "5", ",", "then", "subtract", "120", "."]
+    assert (value(text, "numbers"), value(text, "words"), value(text, "tokens")) == (3, 4, 9)
+    assert (value(text, "number_max"), value(text, "number_min"), value(text, "number_sum")) == (120, 5, 163)
+    assert (value(text, "digits_sum"), value(text, "last_digits"), value(text, "carries")) == (6, 13, 1)
+    assert [value(text, f"number {i}") for i in range(4)] == [38, 5, 120, -1]
+    assert [value(text, f"last digit {i}") for i in range(3)] == [8, 5, 0]
+    assert (value(text, "number -1"), value(text, "number -2")) == (120, 5)
+    assert (value(text, "sign ,"), value(text, "capitals"), value(text, "word_max")) == (1, 1, 8)
+
+
+def test_counts_are_of_groups_and_leave_out_a_texts_own() -> None:
+    counts = word_counts([["the cat", "the cat again"], ["the dog"]])
+    assert counts[place("the")] == pytest.approx(np.log(3))
+    assert counts[place("cat")] == pytest.approx(np.log(2))
+    known = counts.tolist()
+    assert value("the cat", "count 0", known, known=True) == pytest.approx(0, abs=1e-6)  # nobody else asked about a cat
+    assert value("the cat", "count 1", known, known=True) == pytest.approx(np.log(2))
+    assert value("the cat", "count 0", known) == pytest.approx(np.log(2))
+    assert value("the cow", "unseen", known) == 1
+
+
+# ── fitting ──────────────────────────────────────────────────────────────────
+
+
+def make_rows(queries: int = 400, seed: int = 0) -> list[Row]:
+    """Stage 0 can add small numbers, stage 1 everything but sevens; shares of a right answer are among them."""
+    chance = np.random.default_rng(seed)
+    rows = []
+    for number in range(queries):
+        one, other = (int(drawn) for drawn in chance.integers(1, 99, size=2))
+        text = f"add {one} and {other}"
+        small, large = float(one + other < 60), 0.5 if one % 10 == 7 else 1.0
+        rows += [Row(text, 0, small, group=number), Row(text, 1, large, group=number)]
+    return rows
+
+
+@pytest.fixture(scope="module")
+def fitted() -> Any:
+    return fit_gbdt(make_rows(), ("a", "b"))
+
+
+def test_it_learns_sums_that_no_word_tells(fitted: Any, tmp_path: Path) -> None:
+    save(fitted, tmp_path)
+    found = load(tmp_path)
+    predictor = GBDTPredictor(("a", "b"), found.params, found.arrays)
+    assert predictor.version == fitted.version
+    small, large, seven = (
+        predictor.predict(Features({}, text)) for text in ("add 11 and 13", "add 88 and 92", "add 27 and 80")
+    )
+    assert small["a"].mean > 0.9
+    assert large["a"].mean < 0.1
+    assert large["b"].mean > 0.9
+    assert abs(seven["b"].mean - 0.5) < 0.2
+    assert small.calibrated
+
+
+def test_the_same_seed_gives_the_same_artifact(fitted: Any) -> None:
+    assert fit_gbdt(make_rows(), ("a", "b")).version == fitted.version
+
+
+def test_exported_trees_are_held_against_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = boost._exported
+    monkeypatch.setattr(boost, "_exported", lambda model: real(model)._replace(base=9.0))
+    with pytest.raises(UsageError, match=r"scikit-learn \d.* keeps its trees in a form that is not known"):
+        fit_gbdt(make_rows(100), ("a", "b"))
+
+
+@pytest.mark.parametrize(("quality", "mean"), [(1.0, 0.999), (0.0, 0.001)])
+def test_a_stage_that_is_always_right_or_wrong(quality: float, mean: float) -> None:
+    artifact = fit_gbdt([Row("x", 0, quality), Row("y", 0, quality)], ("a",))
+    found = GBDTPredictor(("a",), artifact.params, artifact.arrays).predict(Features({}, "z"))["a"]
+    assert found.mean == pytest.approx(mean, abs=1e-4)
+
+
+def test_few_rows_and_one_group_still_fit() -> None:
+    rows = [Row("x", 0, 1.0, group=0), Row("y", 0, 0.0, group=0), Row("z", 0, 0.5, group=0)]
+    artifact = fit_gbdt(rows, ("a",))
+    found = GBDTPredictor(("a",), artifact.params, artifact.arrays).predict(Features({}, "x"))["a"]
+    assert 0.2 < found.mean < 0.8
+
+
+def test_a_text_that_one_stage_was_not_asked(fitted: Any) -> None:
+    rows = [row for row in make_rows(60) if row.stage == 0 or "7" not in row.text]
+    artifact = fit_gbdt(rows, ("a", "b"))
+    assert artifact.arrays["value"].shape[0] == 2
+
+
+# ── artifacts that do not fit ────────────────────────────────────────────────
+
+
+def arrays_of(stages: int = 1) -> dict[str, Any]:
+    shape = (stages, 1, 3)
+    return {
+        "weights": np.zeros((BUCKETS + DENSE, stages)),
+        "bias": np.zeros(stages),
+        "base": np.zeros(stages),
+        "counts": np.zeros(WORDS),
+        "feature": np.zeros(shape),
+        "threshold": np.full(shape, 5.0),
+        "left": np.broadcast_to([1, 1, 2], shape).copy(),
+        "right": np.broadcast_to([2, 1, 2], shape).copy(),
+        "value": np.broadcast_to([0.0, -1.0, 1.0], shape).copy(),
+    }
+
+
+def test_the_threshold_itself_goes_left() -> None:
+    trees = Trees(arrays_of(), 1, 1, 2)
+    assert [trees.sums(np.array([x, 0.0]))[0] for x in (4.0, 5.0, 5.1)] == [-1.0, -1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"weights": np.zeros((3, 1))}, "the array weights should be"),
+        ({"base": np.zeros(2)}, "the array base should be"),
+        ({"counts": np.zeros(5)}, "the array counts should be"),
+        ({"value": np.zeros((1, 1, 2))}, "the array value should be"),
+        ({"left": np.full((1, 1, 3), 3)}, "the array left should hold numbers from 0 to 2"),
+        ({"right": np.full((1, 1, 3), -1)}, "the array right should hold numbers from 0 to 2"),
+        ({"feature": np.full((1, 1, 3), 500)}, "the array feature should hold numbers from 0 to"),
+        ({"feature": np.zeros((2, 1, 3))}, "the trees should be of 1 stages"),
+        ({"threshold": np.full((1, 1, 3), np.nan)}, "array 'threshold' holds numbers that are not finite"),
+    ],
+)
+def test_arrays_that_do_not_fit(change: dict[str, Any], told: str) -> None:
+    with pytest.raises(ArtifactError, match=told):
+        GBDTPredictor(("a",), {"depth": 1}, arrays_of() | change)
+
+
+@pytest.mark.parametrize("depth", [None, -1, 3, 1.0, True])
+def test_a_depth_that_is_none(depth: Any) -> None:
+    with pytest.raises(ArtifactError, match="depth should be a whole number from 0 to 2"):
+        GBDTPredictor(("a",), {"depth": depth}, arrays_of())
