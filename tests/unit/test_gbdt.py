@@ -149,6 +149,15 @@ def test_the_threshold_itself_goes_left() -> None:
     assert [trees.sums(np.array([x, 0.0]))[0] for x in (4.0, 5.0, 5.1)] == [-1.0, -1.0, 1.0]
 
 
+def test_a_tree_of_one_leaf_counts_and_filling_does_not() -> None:
+    filled = {name: np.concatenate([array] * 3, axis=1) for name, array in arrays_of().items() if array.ndim == 3}
+    for name in ("left", "right", "value"):
+        filled[name][0, 1:] = 0
+    filled["value"][0, 2, 0] = 10.0
+    filled["left"], filled["right"] = filled["left"].astype(int), filled["right"].astype(int)
+    assert Trees(filled, 1, 1, 2).sums(np.zeros(2)).tolist() == [9.0]
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [

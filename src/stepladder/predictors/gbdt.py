@@ -62,23 +62,25 @@ class Trees:
         if isinstance(depth, bool) or not isinstance(depth, int) or not 0 <= depth < shape[2]:
             raise ArtifactError(f"depth should be a whole number from 0 to {shape[2] - 1}, not {depth!r}")
         self._depth = depth
-        self._threshold = _shaped(arrays, "threshold", shape).reshape(-1)
-        self._value = _shaped(arrays, "value", shape).reshape(-1)
-        first = np.arange(shape[0] * shape[1]).reshape(shape[0], shape[1], 1) * shape[2]
+        left, right = (_within(arrays, name, shape, shape[2]) for name in ("left", "right"))
+        value = _shaped(arrays, "value", shape)
+        kept = (left[:, :, 0] != 0) | (value[:, :, 0] != 0)  # not what only fills up a stage with fewer trees
+        kept[:, 0] = True  # so that every stage's sum is one of something
+        first = np.arange(int(kept.sum())).reshape(-1, 1) * shape[2]
+        self._left, self._right = ((child[kept] + first).reshape(-1) for child in (left, right))
         self._roots = first.reshape(-1)
-        self._next = np.stack(
-            [(_within(arrays, name, shape, shape[2]) + first).reshape(-1) for name in ("right", "left")], axis=1
-        ).reshape(-1)
-        self._column = _within(arrays, "feature", shape, columns).reshape(-1)
-        self._shape = shape
+        self._starts = np.r_[0, kept.sum(axis=1).cumsum()[:-1]]
+        self._column = _within(arrays, "feature", shape, columns)[kept].reshape(-1)
+        self._threshold = _shaped(arrays, "threshold", shape)[kept].reshape(-1)
+        self._value = value[kept].reshape(-1)
 
     def sums(self, inputs: NDArray[np.float64]) -> NDArray[np.float64]:
         """Sum of the leaves of each stage's trees that a row of ``columns`` inputs falls into: (stages,)."""
+        child = np.where(inputs.take(self._column) <= self._threshold, self._left, self._right)
         at = self._roots
         for _ in range(self._depth):
-            goes_left = inputs.take(self._column.take(at)) <= self._threshold.take(at)
-            at = self._next.take(2 * at + goes_left)
-        found: NDArray[np.float64] = self._value.take(at).reshape(self._shape[:2]).sum(axis=1)
+            at = child.take(at)
+        found: NDArray[np.float64] = np.add.reduceat(self._value.take(at), self._starts)
         return found
 
 
