@@ -16,7 +16,7 @@ from stepladder.evaluate.compare import Bench
 from stepladder.evaluate.reference import SEEN, overlap, reference_of
 from stepladder.features.paper import PaperFeatures
 from stepladder.policies.greedy import GreedyPolicy
-from stepladder.train import choose, fit
+from stepladder.train import boost, choose, fit
 from stepladder.train.rows import fit_rows, folds, has_classes, sample
 
 
@@ -94,6 +94,7 @@ def test_auto_takes_the_lowest_log_loss_and_remembers(monkeypatch):
     monkeypatch.setattr(choose, "PENALTIES", (0.3, 3.0))
     monkeypatch.setattr(choose, "COMPARED", 100)
     monkeypatch.setattr(fit, "MAX_ITER", 10)
+    monkeypatch.setattr(boost, "TREES", 20)
     data, told = make_aligned(160), []
     found = choose.train(data, "auto", predictor_of, PaperFeatures(), seed=1, tick=told.append)
     names = [trial.name for trial in found.trials]

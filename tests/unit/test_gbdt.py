@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,14 @@ def make_rows(queries: int = 400, seed: int = 0) -> list[Row]:
         small, large = float(one + other < 60), 0.5 if one % 10 == 7 else 1.0
         rows += [Row(text, 0, small, group=number), Row(text, 1, large, group=number)]
     return rows
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_trees() -> Iterator[None]:
+    """As many as these rows need."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(boost, "TREES", 60)
+        yield
 
 
 @pytest.fixture(scope="module")
