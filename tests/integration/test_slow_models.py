@@ -12,10 +12,8 @@ import pytest
 from stepladder import config
 from stepladder.build import build, make_engines
 from stepladder.errors import EngineError, ModelFileError
-from stepladder.evaluate.measure import measure
-from stepladder.evaluate.tasks.nano import generate
 from stepladder.sync import Stepladder
-from stepladder.types import Stage
+from stepladder.types import Attempt, Request, Stage
 
 FETCH = Path(__file__).parents[3] / "shared" / "tools" / "real-ladder"
 NANO_SMALL = config.PRESETS / "nano" / "nano-small.gguf"
@@ -44,7 +42,7 @@ def test_a_real_model_answers(smollm2):
 async def test_no_damaged_file_takes_the_parent_down(tmp_path):
     """Bytes of the header are changed at random: the file loads, or a sentence says why not. Never anything else."""
     content, rng = NANO_SMALL.read_bytes(), random.Random(7)
-    task = generate("train", 1, seed=1)
+    request = Request("q", prompt="What is 2+2?", params={"temperature": 0, "max_tokens": 8})
     outcomes = []
     for number in range(60):
         damaged = bytearray(content)
@@ -58,8 +56,9 @@ async def test_no_damaged_file_takes_the_parent_down(tmp_path):
         engine = make_engines((stage,))["a"]
         try:
             await engine.start()
-            await measure(engine, stage, task)
-            outcomes.append("answered")
+            attempt = [event async for event in engine.generate(request, stage)][-1]
+            assert isinstance(attempt, Attempt)
+            outcomes.append("answered" if attempt.fault is None else "fault")
         except (ModelFileError, EngineError) as error:
             outcomes.append("refused" if "stage 'a'" in str(error) else f"unclear: {error}")
         finally:

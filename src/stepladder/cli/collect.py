@@ -30,8 +30,8 @@ from stepladder.evaluate.graders import GRADERS
 from stepladder.evaluate.harvest import Harvest, harvest
 from stepladder.evaluate.journal import Journal
 from stepladder.evaluate.judging import check_gradable
-from stepladder.evaluate.measure import GREEDY
 from stepladder.evaluate.prompts import Prompt, from_tasks, read_prompts
+from stepladder.evaluate.tasks import PARAMS
 from stepladder.evaluate.tasks.nano import SPLITS, generate
 from stepladder.traces.memory import MemoryTraceStore
 from stepladder.traces.sqlite import SqliteTraceStore
@@ -64,7 +64,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--at-once", type=int, default=8, metavar="N", help="calls at once to a stage (default: 8)")
     parser.add_argument("--max-cost", metavar="COST", help="refuse to start above this, and stop once it is spent")
     parser.add_argument(
-        "--max-tokens", type=int, metavar="N", help=f"longest answer (default: {GREEDY['max_tokens']} of --task)"
+        "--max-tokens", type=int, metavar="N", help=f"longest answer (default: {PARAMS['max_tokens']} of --task)"
     )
     parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="default: 0")
 
@@ -199,7 +199,7 @@ def _prompts(args: argparse.Namespace) -> list[Prompt]:
 
 
 def _params(args: argparse.Namespace) -> dict[str, Any]:
-    longest = args.max_tokens or (GREEDY["max_tokens"] if args.task else None)
+    longest = args.max_tokens or (PARAMS["max_tokens"] if args.task else None)
     limit = {} if longest is None else {"max_tokens": longest}
     return {"temperature": args.temperature, **limit}
 

@@ -31,9 +31,9 @@ from stepladder.evaluate.aligned import ALL, Aligned, align
 from stepladder.evaluate.collect import Collected
 from stepladder.evaluate.collect import Plan as Asked
 from stepladder.evaluate.judging import check_gradable
-from stepladder.evaluate.measure import GREEDY
 from stepladder.evaluate.outcomes import OutcomeRow
 from stepladder.evaluate.prompts import Prompt, from_tasks, read_prompts
+from stepladder.evaluate.tasks import PARAMS
 from stepladder.evaluate.tasks.nano import generate
 from stepladder.predictors.artifact import save
 from stepladder.reproduce import asking, plots, report
@@ -139,7 +139,7 @@ def _job(args: argparse.Namespace) -> _Job:
     known = core.asked(trained_on) if training is None else training
     core.refuse_few(known)
     core.refuse_overlap(known, core.asked(judged))
-    params = {"temperature": 0.0} if args.prompts else dict(GREEDY)
+    params = {"temperature": 0.0} if args.prompts else dict(PARAMS)
     version = options.read_settings(args).version
     return _Job(ladder, costs, version, training, trained_on, judged, params, max_cost)
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from types import MappingProxyType
+from typing import Any, Literal
 
 Level = Literal["simple", "medium", "complex"]
 Split = Literal["nano-train", "train", "judged"]
+
+PARAMS: Mapping[str, Any] = MappingProxyType({"temperature": 0, "max_tokens": 96})
+"""How tasks are asked unless told otherwise: greedily, with room for the longest answer."""
 
 
 @dataclass(frozen=True, slots=True)
