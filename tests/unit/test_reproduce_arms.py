@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -54,6 +55,16 @@ def test_the_oracle_pays_no_more_than_it_must():
     assert arms.oracle_at(BENCH, 1.0).quality.mean() == 0.75
 
 
+@given(st.integers(0, 10_000), st.floats(0.2, 1.0), st.sampled_from([1e-9, 1e-6, 1e6]))
+@settings(max_examples=25, deadline=None)
+def test_the_oracle_chooses_alike_in_any_unit_of_cost(seed, share, unit):
+    data = make_aligned(40, seed=seed)
+    dear = replace(data, cost=data.cost * unit)
+    wanted = share * float(data.quality.max(axis=1).mean())
+    one, other = (arms.oracle_at(Bench(each, each.cost), wanted) for each in (data, dear))
+    assert other.cost.mean() / unit == pytest.approx(one.cost.mean(), rel=1e-9)
+
+
 @given(st.integers(0, 10_000), st.floats(0.2, 1.0))
 @settings(max_examples=25, deadline=None)
 def test_the_oracle_is_what_trying_everything_finds_up_to_one_query(seed, share):
@@ -102,6 +113,18 @@ def test_a_random_mix_lies_on_the_line_at_its_cost(seed, place):
     assert found.cost.mean() == pytest.approx(wanted)
     assert found.quality.mean() == pytest.approx(np.interp(wanted, cost[hull], quality[hull]))
     assert arms.random_mix(Bench(data, data.cost), reference, 5.0) is None
+
+
+@pytest.mark.parametrize("stage", [0, 2])
+def test_a_random_mix_at_the_cost_of_one_stage_alone_is_that_stage(stage):
+    """The mean of one column, added up in two ways, differs in its last digits."""
+    data = make_aligned(25, seed=3)
+    data = replace(data, cost=np.random.default_rng(0).random((25, 3)) * 0.1 + [1.0, 1.7, 2.4])
+    alone = compare.singles(Bench(data, data.cost), compare.as_estimates(data.quality, STAGES))[stage]
+    for dust in (-1e-15, 0.0, 1e-15):
+        found = arms.random_mix(Bench(data, data.cost), reference_of(data), float(alone.cost.mean()) + dust)
+        assert found is not None
+        assert found.shares[stage] == pytest.approx(1.0)
 
 
 def test_fixed_pipelines_in_both_readings():

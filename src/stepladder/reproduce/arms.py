@@ -172,10 +172,11 @@ def random_mix(bench: Bench, reference: Reference, cost: float) -> Played | None
     useful = metrics.hull(reference.quality, reference.cost)
     mean = bench.data.cost.mean(axis=0)
     costs = [float(mean[stage]) for stage in useful]
-    if not min(costs) <= cost <= max(costs):
+    target = min(max(cost, min(costs)), max(costs))
+    if abs(target - cost) > CLOSE * max(costs):  # closer is the same mean, added up in another order
         return None
     weights = np.zeros(len(mean))
-    weights[useful] = split_for_cost(costs, cost)
+    weights[useful] = split_for_cost(costs, target)
     return compare.play_mix(bench, "random-mix", weights.tolist())
 
 
@@ -205,13 +206,16 @@ Choice = NDArray[np.intp]
 
 
 def _bracket(quality: Matrix, cost: Matrix, wanted: float, low: Choice, high: Choice) -> tuple[Choice, Choice]:
-    """Two neighbouring corners of the best curve, with ``wanted`` between their qualities (Dinkelbach's steps)."""
+    """Two neighbouring corners of the best curve, with ``wanted`` between their qualities (Dinkelbach's steps).
+
+    What counts as no gain goes by the costs themselves: in usd a request may cost a millionth.
+    """
     while True:
         gain, extra = _mean(quality, high) - _mean(quality, low), _mean(cost, high) - _mean(cost, low)
         lam = extra / gain
         middle = _choice(quality, cost, lam)
         worth = lam * (_mean(quality, middle) - _mean(quality, low)) - (_mean(cost, middle) - _mean(cost, low))
-        if worth <= 1e-9 * max(1.0, abs(lam)):
+        if worth <= CLOSE * (lam + _mean(cost, high)):
             return low, high
         if _mean(quality, middle) >= wanted:
             high = middle
