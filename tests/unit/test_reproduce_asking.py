@@ -103,6 +103,15 @@ def test_another_setting_is_refused(asked):
         asked.run(replace(PLAN, prompts=OWN, params={"temperature": 1.0}))
 
 
+def test_another_model_on_a_later_stage_is_refused_before_any_call(asked):
+    asked.run(replace(PLAN, prompts=OWN[:2]))
+    before = len(asked.calls)
+    other = (LADDER.stages[0], replace(LADDER.stages[1], model="another"))
+    with pytest.raises(UsageError, match="the answer of 'b' to 'q0' under another prompt, model or setting"):
+        asked.run(replace(PLAN, prompts=OWN, stages=other))
+    assert len(asked.calls) == before
+
+
 def test_the_ten_have_no_quality(asked):
     rows = asked.run().rows
     lines = [json.loads(line) for line in asking.ten_table(rows).splitlines()]

@@ -123,11 +123,11 @@ async def collect(plan: Plan, means: Means) -> Collected:
     it ends, the journal keeps what was answered.
     """
     run = _Run(plan, means)
-    answers = _missing(answer_jobs(plan, means.engines), run.kept)
+    answers = missing(answer_jobs(plan, means.engines), run.kept)
     refuse_above_cap(estimate(plan, means.costs, answers, run.kept), run.spent, len(answers), plan)
     run.total = len(answers) + (0 if plan.judge is None else _possible_verdicts(plan))
     await run.make(answers)
-    verdicts = _missing(verdict_jobs(plan, run.kept), run.kept)
+    verdicts = missing(verdict_jobs(plan, run.kept), run.kept)
     run.total = run.calls + len(verdicts)
     await run.make(verdicts)
     rows, left_out = table(plan, run.kept, run.faults)
@@ -175,21 +175,21 @@ def digest(stage: Stage, request: Request) -> str:
     return blake2b(asked, digest_size=8).hexdigest()
 
 
-def _missing(jobs: Iterable[Job], kept: Mapping[Called, Entry]) -> list[Job]:
+def missing(jobs: Iterable[Job], kept: Mapping[Called, Entry]) -> list[Job]:
     """The jobs that are not done; raises UsageError where one was done to another prompt or with other settings."""
-    missing = []
+    found = []
     for job in jobs:
         done = kept.get((job.kind, job.query_id, job.stage))
         if done is None:
-            missing.append(job)
+            found.append(job)
         elif done.digest != job.digest and job.kind == "answer":
             raise UsageError(
                 f"the journal holds the answer of '{job.stage}' to '{job.query_id}' under another prompt, model or "
                 "setting; name another --out, or remove the journal to begin anew"
             )
         elif done.digest != job.digest:
-            missing.append(job)  # another judge, or of an answer that came again
-    return missing
+            found.append(job)  # another judge, or of an answer that came again
+    return found
 
 
 # ── what it will cost ────────────────────────────────────────────────────────
@@ -210,7 +210,7 @@ def _expected_verdicts(plan: Plan, kept: Mapping[Called, Entry]) -> list[Job]:
     for query_id, stage in _pairs(plan):
         answer = kept.get(("answer", query_id, stage))
         jobs.append(_verdict_job(plan.judge, prompts[query_id], stage, unread if answer is None else answer.text))
-    return _missing(jobs, kept)
+    return missing(jobs, kept)
 
 
 def refuse_above_cap(expected: float, spent: float, calls: int, plan: Plan) -> None:

@@ -11,7 +11,7 @@ import orjson
 
 from stepladder.contracts import CostModel, Engine
 from stepladder.evaluate import collect as core
-from stepladder.evaluate.collect import Collected, Job, Means, Plan, Progress
+from stepladder.evaluate.collect import Collected, Means, Plan, Progress
 from stepladder.evaluate.journal import Journal
 from stepladder.evaluate.outcomes import OutcomeRow, as_json
 from stepladder.evaluate.prompts import Prompt
@@ -68,11 +68,11 @@ async def ask_in_turn(
 ) -> Collected:
     """``evaluate.collect.collect`` with the stages one after the other, whatever their engines; ``plan.at_once`` holds.
 
-    What the journal has is not asked again. Raises what ``collect`` raises; a cost above the cap before the first call
-    of any stage.
+    What the journal has is not asked again. Raises what ``collect`` raises; a cost above the cap, or a journal of other
+    prompts or settings, before the first call of any stage.
     """
     with Journal(journal) as kept:
-        waiting = _waiting(plan, engines, kept)
+        waiting = core.missing(core.answer_jobs(plan, engines), _answered(kept)[0])
         spent = sum(entry.cost for entry in kept.entries)
         core.refuse_above_cap(core.estimate(plan, costs, waiting, {}), spent, len(waiting), plan)
     calls = 0
@@ -91,11 +91,6 @@ async def ask_in_turn(
         whole = core.table(plan, *_answered(kept))
         spent = sum(entry.cost for entry in kept.entries)
     return Collected(*whole, calls, spent, found.hit_cap)
-
-
-def _waiting(plan: Plan, engines: Mapping[str, Engine], journal: Journal) -> list[Job]:
-    done = {(entry.query_id, entry.stage) for entry in journal.entries if entry.fault is None}
-    return [job for job in core.answer_jobs(plan, engines) if (job.query_id, job.stage) not in done]
 
 
 def _answered(journal: Journal) -> tuple[dict[core.Called, Any], dict[core.Called, str]]:
