@@ -64,7 +64,12 @@ def test_the_most_quality_with_given_shares_is_that_of_trying_everything():
         ("4.3:medium", "are 2.25"),
         ("4.2:Fixed 13B→34B:cost", "1.36 is no mix of 1.0 and 1.3"),
         ("4.2:Fixed 13B→70B:ms", "1,606 ms at quality 0.866"),
-        ("4.2:Adaptive:ms", "901 ms, not 879"),
+        ("4.2:Adaptive:ms", "901 ms, not 879 (886 by §3.2)"),
+        ("4.2:Adaptive:quality", "single stages follow from it to the last digit"),
+        ("4.1:10:shares", "simple prompts are worth the same on 13B and 34B: the first is taken"),
+        ("4.3:medium", "nor have all six together (64.2%, of which 15.0% complex ones)"),
+        ("4.2:Fixed 13B→34B:cost", "34B after 13B for 28% costs 1.36 too, but takes 954 ms at 0.787 at the most"),
+        ("4.2:Fixed 13B→70B:quality", "70B after 13B for 33% costs 1.60 too, but takes 1,300 ms at 0.844 at the most"),
     ],
 )
 def test_contradictions_and_the_cells_that_they_mark(cell, words):
@@ -90,6 +95,14 @@ def test_the_improvement_column_follows_from_the_tables_numbers():
     assert found["13B Only"] == pytest.approx((-(879 / 660 - 1), -0.30, 0.936 / 0.718 - 1))
     for name, given in found.items():
         assert given == pytest.approx(paper.TABLE_42[name].better, abs=0.0051), name
+
+
+def test_the_most_quality_with_a_share_on_one_stage():
+    assert paper.most_on(2, 0.0) == pytest.approx(0.718)
+    assert paper.most_on(2, 0.75) == pytest.approx(0.718 + 0.3 * 0.40 + 0.3 * 0.19 + 0.15 * 0.05)
+    assert paper.most_on(1, 0.28) == pytest.approx(0.718 + 0.28 * 0.25)
+    assert paper.most_on(2, 1.0) == pytest.approx(0.915)
+    assert paper.climbed(2).cost == pytest.approx(1.0 + 1.8 / 3)
 
 
 def test_a_finding_needs_its_arithmetic(monkeypatch):
