@@ -17,6 +17,7 @@ from stepladder.features.paper import PaperFeatures
 from stepladder.reproduce import experiment, plots, report
 from stepladder.reproduce.experiment import Plan, prepared
 from stepladder.reproduce.fits import OURS, PAPERS, Makers
+from stepladder.types import CostUnit
 
 MAKERS = Makers(predictor_of, lambda name: PaperFeatures())
 PLAN = Plan(quality_loss=0.05, resamples=40, seed=3)
@@ -46,9 +47,10 @@ def _few():
         yield
 
 
-def made(seconds: tuple[float, ...] = (0.1, 0.2, 0.4)) -> dict[str, object]:
-    train, judged = make_aligned(120), timed(make_aligned(50, seed=7), seconds)
-    train = timed(train, seconds)
+def made(seconds: tuple[float, ...] = (0.1, 0.2, 0.4), unit: CostUnit = "relative") -> dict[str, object]:
+    train, judged = (timed(make_aligned(count, seed=seed), seconds) for count, seed in ((120, 0), (50, 7)))
+    if unit == "usd":
+        train, judged = (replace(part, cost=part.cost * 1e-5, cost_unit=unit) for part in (train, judged))
     ten = [make_row(f"t{n}", name, 0.0, cost=1.0, latency_s=0.5) for n in range(10) for name in STAGES]
     data = prepared(train, judged, align(ten, STAGES))
     fitted = experiment.fit_both(data.train, MAKERS, PLAN)
@@ -61,11 +63,18 @@ def found():
     return made()
 
 
+@pytest.fixture(scope="module")
+def usd():
+    return made(unit="usd")
+
+
 def test_it_is_plain_json(found):
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     assert found["rows"] == {
         "train": 360,
         "train_queries": 120,
+        "compared": 120,
+        "train_left_out": 0,
         "judged_queries": 50,
         "judged_left_out": 0,
         "ten": 10,
@@ -141,6 +150,27 @@ def test_tables_are_rectangular(found):
     for line in report.page(found, with_plots=True).splitlines():
         wide = None if not line.startswith("|") else wide or line.count("|")
         assert wide is None or line.count("|") == wide, line
+
+
+def test_costs_in_usd_are_told_to_four_digits(usd):
+    page = report.page(usd, with_plots=False)
+    for mean in usd["readings"]["measured"]["stage_costs"].values():
+        assert mean < 1e-4
+        assert f"{mean:.4g}" in page
+    measured = page.partition("### Costs measured")[2].partition("### Costs the paper's")[0]
+    assert "| 0.000 |" not in measured
+    assert "measured costs are in usd, the paper's λ are for costs near 1" in page
+
+
+def test_a_name_with_the_sign_that_parts_cells():
+    assert report._row("a|b", "c") == r"| a\|b | c |"
+
+
+def test_on_what_the_operating_point_rests(found):
+    page = report.page(found, with_plots=False)
+    assert "on 120 prompts and with fits to four fifths of those" in page
+    assert "predictors, λ, mixes and the oracle's choice stay as they are" in page
+    assert "ceiling:" not in page
 
 
 def test_the_screen(found):

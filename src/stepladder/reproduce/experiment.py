@@ -164,7 +164,12 @@ def experiment(
         began = clock()
         said[each.name] = (each, fits.predict(each, makers, data.judged))
         decision_ms[each.name] = 1000 * (clock() - began) / len(data.judged)
-    found: dict[str, Any] = {"schema": SCHEMA, **_facts(data, plan), "decision_ms": decision_ms, "paper": _papers()}
+    found: dict[str, Any] = {
+        "schema": SCHEMA,
+        **_facts(data, plan, fitted),
+        "decision_ms": decision_ms,
+        "paper": _papers(),
+    }
     notes = _notes(data)
     found["readings"] = {}
     for reading in arms.readings(len(data.judged.stages)):
@@ -193,7 +198,7 @@ def without_times(value: Any) -> Any:
     return [without_times(item) for item in value] if isinstance(value, list) else value
 
 
-def _facts(data: Data, plan: Plan) -> dict[str, Any]:
+def _facts(data: Data, plan: Plan, fitted: Sequence[Fitted]) -> dict[str, Any]:
     return {
         "stages": list(data.judged.stages),
         "cost_unit": data.judged.cost_unit,
@@ -206,6 +211,8 @@ def _facts(data: Data, plan: Plan) -> dict[str, Any]:
             "train": len(data.train) * len(data.train.stages),
             "train_queries": len(data.train),
             "judged_queries": len(data.judged),
+            "compared": fitted[-1].trained.compared,
+            "train_left_out": data.train.dropped,
             "judged_left_out": data.judged.dropped,
             "ten": len(data.ten),
         },
@@ -237,8 +244,14 @@ def _notes(data: Data) -> list[str]:
             f"the paper's costs are for three stages and this ladder has {len(data.judged.stages)}: only measured "
             "costs are shown, and no random split that meets the paper's stated costs"
         )
-    if data.judged.dropped:
-        found.append(f"{data.judged.dropped} judged prompts are left out: not all stages answered them")
+    if data.judged.cost_unit != "relative":
+        found.append(
+            f"measured costs are in {data.judged.cost_unit}, the paper's λ are for costs near 1: under measured costs "
+            "only the calibrated λ says much"
+        )
+    for what, dropped in (("training", data.train.dropped), ("judged", data.judged.dropped)):
+        if dropped:
+            found.append(f"{dropped} {what} prompts are left out: not all stages answered them")
     return found
 
 

@@ -95,8 +95,8 @@ def _headline(found: Found) -> str:
         )
     compared = [each for each in _main(found["readings"]["measured"]) if not each["name"].startswith("single:")]
     said = {
-        "faster": ("faster", "54 %"),
-        "cheaper": ("cheaper", "28 %"),
+        "faster": ("faster", f"54 %{_mark('4.2:Adaptive:ms')}"),
+        "cheaper": ("cheaper", f"28 %{_mark('4.2:Adaptive:cost')}"),
         "better": ("quality, relative", f"+2.3 %{_mark('4.2:70B Only:better')}"),
     }
     lines = [
@@ -116,7 +116,7 @@ def _headline(found: Found) -> str:
 def _table_42(found: Found) -> str:
     lines = ["## Table 4.2: methods\n"]
     for name, reading in found["readings"].items():
-        costs = ", ".join(f"{stage} {_number(cost)}" for stage, cost in reading["stage_costs"].items())
+        costs = ", ".join(f"{stage} {_cost(cost)}" for stage, cost in reading["stage_costs"].items())
         lines += [f"### Costs {reading['told']} (mean: {costs}; {reading['cost_unit']})\n", *_methods(found, name), ""]
     if len(found["readings"]) > 1:
         lines.append(_improvements(found))
@@ -142,7 +142,7 @@ def _method(found: Found, each: Found) -> str:
         "" if lam is None else f"{lam:.4g}",
         _papers(found, each["name"]) if lam in (None, paper.CHOSEN_LAMBDA) else "",
         f"{each['quality']:.4f} {_ci(each['quality_ci'], 1, 3)}",
-        f"{_number(each['cost'])}",
+        _cost(each["cost"]),
         _ms(latency["mean"]),
         f"{_ms(latency['p50'])} / {_ms(latency['p95'])}",
         _share_ci(each, "faster"),
@@ -204,7 +204,7 @@ def _table_41(found: Found) -> str:
             said = (_papers_41(lam), _matrix_41(found, lam)) if head else ()
             cells = (_at(line, lam) for line in routers.values())
             lines.append(
-                _row(f"{lam:g}", *said, *(f"{_shares(c['shares'].values())} · {c['cost']:.3f}" for c in cells))
+                _row(f"{lam:g}", *said, *(f"{_shares(c['shares'].values())} · {_cost(c['cost'])}" for c in cells))
             )
         lines.append("")
     return "\n".join(lines)
@@ -268,10 +268,10 @@ def _table_44(found: Found) -> str:
         _scored(f"{TITLES[name]}: trained on the stand-in, and judged by it", each) for name, each in said.items()
     ]
     titles = {
-        "class_stage": "ceiling: means by class and stage",
-        "family_class_stage": "ceiling: means by family, class and stage",
+        "class_stage": "training means by class and stage",
+        "family_class_stage": "training means by family, class and stage",
         "nearest_1": "nearest training prompt of the same family and class",
-        "nearest_25": "ceiling: mean of the 25 nearest of the same family and class",
+        "nearest_25": "mean of the 25 nearest of the same family and class",
     }
     lines += [_scored(title, ceiling[key]) for key, title in titles.items()]
     lines += ["", _ceiling_told(found), _stand_in(found), _cheapest(found)]
@@ -289,8 +289,10 @@ def _ceiling_told(found: Found) -> str:
         "" if found["predictors"]["ceiling"]["has_families"] else " No prompt names a family: class alone counts."
     )
     return (
-        f"A judged answer and that to its nearest training prompt share {_number(shared)} of their variance: what a "
-        f"predictor could explain that knew just the chance of success which the two have in common.{families}\n"
+        "What there is to explain: the training means say what knowing a prompt's stage and class, or its family too, "
+        "is worth; the 25 nearest what knowing its kind and size is worth. A judged answer and that to its nearest "
+        f"training prompt share {_number(shared)} of their variance: so much would be explained by the chance of "
+        f"success that the two have in common.{families}\n"
     )
 
 
@@ -346,7 +348,7 @@ def _ten(found: Found) -> str:
     ]
     for number, lam in enumerate(found["lambdas"]):
         cells = (line[number] for line in reading["ten"].values())
-        told = (f"{_shares(c['shares'].values())} · {c['cost']:.3f} · {_ms(c['latency']['mean'])} ms" for c in cells)
+        told = (f"{_shares(c['shares'].values())} · {_cost(c['cost'])} · {_ms(c['latency']['mean'])} ms" for c in cells)
         lines.append(_row(f"{lam:g}", *told))
     return "\n".join([*lines, ""])
 
@@ -365,7 +367,8 @@ def _definitions(found: Found) -> str:
     told = [
         (
             f"`faster` = 1 − mean latency / that of {found['stages'][-1]} alone, `cheaper` the same of costs; every "
-            "interval comes from the same resamples of whole groups, so that ratios are paired."
+            "interval comes from the same resamples of whole groups, so that ratios are paired. They tell what other "
+            "judged prompts would change: predictors, λ, mixes and the oracle's choice stay as they are."
         ),
         (
             "Latency is the time of the calls that an arm makes, each measured alone; what deciding takes comes on top "
@@ -383,8 +386,10 @@ def _definitions(found: Found) -> str:
             "marks theirs, reckoned with the oracle's saving at their own quality."
         ),
         (
-            "λ is calibrated on training rows (out of fold for the predictors), for each reading of costs by itself; "
-            "no judged row has a part in it. Expected costs before a call are training means."
+            "λ is calibrated on training rows, for each reading of costs by itself; no judged row has a part in it. "
+            f"For the predictors that is out of fold, on {found['rows']['compared']:,} prompts and with fits to four "
+            "fifths of those; the predictor that is judged is fitted to all. Expected costs before a call are training "
+            "means."
         ),
     ]
     return "\n".join(["## How the figures are meant\n", *(f"- {line}" for line in told), ""])
@@ -474,8 +479,15 @@ def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.4g}" if abs(value) >= 10 else f"{round(value, 3) + 0.0:.3f}"
 
 
+def _cost(value: float) -> str:
+    """Three decimals of what is near 1; four digits of what is much dearer or, in usd or seconds, much cheaper."""
+    return _number(value) if abs(value) >= 0.1 or not value else f"{value:.4g}"
+
+
 def _row(*cells: str) -> str:
-    return f"| {' | '.join(cells)} |"
+    """A line of a table; a stage or a class may be named with the sign that parts cells."""
+    escaped = (cell.replace("|", r"\|") for cell in cells)
+    return f"| {' | '.join(escaped)} |"
 
 
 def _rule(columns: int) -> str:
