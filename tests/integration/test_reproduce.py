@@ -186,6 +186,29 @@ def test_a_ladder_that_answers_nothing(own, capsys):
     assert "no judged prompt was answered by any stage" in capsys.readouterr().err
 
 
+def test_a_stage_that_never_answers_is_named(own, capsys):
+    rows = [row for row in outcomes.read(own / "said.jsonl") if row.model == "cheap"]
+    outcomes.write(rows, own / "said.jsonl")
+    assert reproduce(own / "out", *ladder_of(own)) == 2
+    told = capsys.readouterr().err
+    assert "no judged prompt was answered by dear: is the ladder at work? (left out in all: 100 bad_request)" in told
+    assert {path.name for path in (own / "out").iterdir()} == {"answers.journal.jsonl"}
+
+
+def test_a_run_that_breaks_off_leaves_the_last_report_whole(own, monkeypatch):
+    assert reproduce(own / "out", *ladder_of(own)) == 0
+    journal = own / "out" / "answers.journal.jsonl"
+    before = {path: path.read_bytes() for path in (own / "out").rglob("*") if path.is_file() and path != journal}
+    monkeypatch.setattr(verb.report, "page", _interrupted)
+    assert reproduce(own / "out", *ladder_of(own), "--seed", "2") == 130
+    after = {path: path.read_bytes() for path in (own / "out").rglob("*") if path.is_file() and path != journal}
+    assert after == before
+
+
+def _interrupted(*args, **more):
+    raise KeyboardInterrupt
+
+
 # ── what is refused ──────────────────────────────────────────────────────────
 
 

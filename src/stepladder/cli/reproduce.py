@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -80,12 +80,13 @@ def run(args: argparse.Namespace) -> int:
         if collected.hit_cap:
             sys.stderr.write(f"stopped: --max-cost {args.max_cost} is spent. {kept_in(out / JOURNAL)}\n")
             return 1
-        fitted, found = _experiment(job, collected, plan, out)
+        answers = _sorted(job, collected)
+        fitted, found = _experiment(job, answers, plan)
     except KeyboardInterrupt:
         sys.stderr.write(f"interrupted. {kept_in(out / JOURNAL)}\n")
         return 130
     found = {**found, "versions": _versions(job, fitted), "run": _about(time.monotonic() - began)}
-    _write(found, fitted, out, with_plots=not args.no_plots)
+    _write(found, fitted, answers, out, with_plots=not args.no_plots)
     sys.stdout.write(f"{report.summary(found)}\nwritten: {out / 'report.md'}\n")
     return 0
 
@@ -222,29 +223,45 @@ def _ask(args: argparse.Namespace, job: _Job, out: Path) -> Collected:
         raise
 
 
-def _experiment(job: _Job, collected: Collected, plan: Plan, out: Path) -> tuple[tuple[Fitted, Fitted], dict[str, Any]]:
-    data = _data(job, collected.rows, out)
+class _Answers(NamedTuple):
+    """Rows by what they are for; ``training`` is empty where a table is trained on."""
+
+    training: Sequence[OutcomeRow]
+    judged: Sequence[OutcomeRow]
+    ten: Sequence[OutcomeRow]
+
+
+def _sorted(job: _Job, collected: Collected) -> _Answers:
+    """Raises UsageError where a stage answered none of the prompts to train on, or none of those to judge on."""
+    first = {prompt.query_id for prompt in job.trained_on}
+    own = [row for row in collected.rows if not asking.is_paper(row)]
+    found = _Answers(
+        [row for row in own if row.query_id in first],
+        [row for row in own if row.query_id not in first],
+        [row for row in collected.rows if asking.is_paper(row)],
+    )
+    _refuse_silence("judged", found.judged, job.ladder, collected)
+    if job.training is None:
+        _refuse_silence("training", found.training, job.ladder, collected)
+    return found
+
+
+def _refuse_silence(what: str, rows: Sequence[OutcomeRow], ladder: Ladder, collected: Collected) -> None:
+    heard = {row.model for row in rows}
+    silent = [name for name in ladder.names if name not in heard]
+    if silent:
+        who = f"by {', '.join(silent)}" if heard else "by any stage"
+        faults = ", ".join(f"{count} {why}" for why, count in sorted(collected.left_out.items()))
+        raise UsageError(f"no {what} prompt was answered {who}: is the ladder at work? (left out in all: {faults})")
+
+
+def _experiment(job: _Job, answers: _Answers, plan: Plan) -> tuple[tuple[Fitted, Fitted], dict[str, Any]]:
+    names, judged = job.ladder.names, align(answers.judged, job.ladder.names)
+    training = align(answers.training, names) if job.training is None else job.training
+    data = core.prepared(training, judged, core.ten_aligned(answers.ten, names, judged))
     makers = Makers(predictor_of, lambda name: plugins.load("features", name)())
     fitted = core.fit_both(data.train, makers, plan, _tell)
     return fitted, core.experiment(data, fitted, makers, plan, clock=time.perf_counter, tick=_tell)
-
-
-def _data(job: _Job, rows: Sequence[OutcomeRow], out: Path) -> core.Data:
-    """What was answered as data; the tables are written."""
-    names, first = job.ladder.names, {prompt.query_id for prompt in job.trained_on}
-    judged = [row for row in rows if row.query_id not in first and not asking.is_paper(row)]
-    if not judged:
-        raise UsageError("no judged prompt was answered by any stage: is the ladder at work?")
-    outcomes.write(judged, out / TABLES[0])
-    _put(out / "ten-prompts.jsonl", asking.ten_table(rows))
-    aligned = align(judged, names)
-    training = job.training
-    if training is None:
-        train_rows = [row for row in rows if row.query_id in first]
-        outcomes.write(train_rows, out / TABLES[1])
-        training = align(train_rows, names)
-    ten = core.ten_aligned([row for row in rows if asking.is_paper(row)], names, aligned)
-    return core.prepared(training, aligned, ten)
 
 
 def _tell(told: str) -> None:
@@ -273,17 +290,24 @@ def _about(seconds: float) -> dict[str, Any]:
     }
 
 
-def _write(found: Mapping[str, Any], fitted: Sequence[Fitted], out: Path, *, with_plots: bool) -> None:
-    """Everything that the report consists of; the page itself last."""
+def _write(
+    found: Mapping[str, Any], fitted: Sequence[Fitted], answers: _Answers, out: Path, *, with_plots: bool
+) -> None:
+    """Everything that the report consists of, once all of it is made; the page itself last."""
+    pictures = plots.draw(found) if with_plots else {}
+    page = report.page(found, with_plots=with_plots)
+    for name, rows in zip(TABLES, (answers.judged, answers.training), strict=True):
+        if rows:
+            outcomes.write(rows, out / name)
     created = found["run"]["date"]
     for each, name in zip(fitted, ("artifact-paper", "artifact"), strict=True):
         note = f"{each.name} of stepladder reproduce, {len(each.artifact.stages)} stages"
         save(replace(each.artifact, created=created, note=note), out / name)
+    _put(out / "ten-prompts.jsonl", asking.ten_table(answers.ten))
     _put(out / "report.json", orjson.dumps(found, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
-    if with_plots:
-        for name, data in plots.draw(found).items():
-            _put(out / name, data)
-    _put(out / "report.md", report.page(found, with_plots=with_plots).encode())
+    for name, data in pictures.items():
+        _put(out / name, data)
+    _put(out / "report.md", page.encode())
 
 
 def _put(path: Path, data: bytes) -> None:
