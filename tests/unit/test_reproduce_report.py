@@ -162,6 +162,13 @@ def test_costs_in_usd_are_told_to_four_digits(usd):
     assert "measured costs are in usd, the paper's λ are for costs near 1" in page
 
 
+def test_the_papers_saving_stands_beside_one_at_its_own_costs(found):
+    line = next(line for line in report.page(found, with_plots=False).splitlines() if "cheaper, at the paper's" in line)
+    ours = found["readings"]["paper"]["calibrated"][OURS]["cheaper"]
+    assert line.startswith("| cheaper, at the paper's costs 1.0 : 1.3 : 1.8 | 28 %<sup>✗6</sup> |")
+    assert f"{100 * ours:.1f} %" in line
+
+
 def test_a_name_with_the_sign_that_parts_cells():
     assert report._row("a|b", "c") == r"| a\|b | c |"
 
