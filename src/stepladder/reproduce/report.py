@@ -109,12 +109,13 @@ def _headline(found: Found) -> str:
         _rule(2 + len(compared)),
     ]
     lines += [_row(title, word, *(_share_ci(each, key) for each in compared)) for key, (title, word) in said.items()]
+    shares = (_oracle_share(found, each) for each in compared)
+    lines.append(_row("of the oracle's saving", "–", *shares))
     if "paper" in found["readings"]:
         other = {each["name"]: each for each in _main(found["readings"]["paper"])}
         cells = (_share_ci(other[each["name"]], "cheaper") if each["name"] in other else "–" for each in compared)
         lines.append(_row(f"cheaper, at {_costs(paper.COSTS)}", said["cheaper"][1], *cells))
-    shares = (_oracle_share(found, each) for each in compared)
-    return "\n".join([*lines, _row("of the oracle's saving", "–", *shares), ""])
+    return "\n".join([*lines, ""])
 
 
 def _costs(vector: Sequence[float]) -> str:
