@@ -204,3 +204,21 @@ def test_shares_by_class():
     assert found["simple"] == {"small": 1.0, "medium": 0.0, "large": 0.0}
     assert found["medium"] == {"small": 0.0, "medium": 1.0, "large": 0.0}
     assert found["complex"] == {"small": 0.5, "medium": 0.0, "large": 0.5}
+
+
+def test_a_calibrated_mix_takes_its_shares_from_training_rows():
+    train, judged = make_aligned(300), make_aligned(200)
+    reference = reference_of(train)
+    found = arms.calibrated_mix(Bench(judged, judged.cost), reference, 0.05)
+    shares = found.chances[0]
+    assert np.allclose(found.chances, shares)
+    assert shares.sum() == pytest.approx(1)
+    assert float(shares @ reference.quality) == pytest.approx(0.95 * reference.quality[-1])
+    whole = arms.calibrated_mix(Bench(judged, judged.cost), reference, 1.0)
+    assert whole.chances[0].tolist() == [1, 0, 0]
+
+
+def test_deciding_counts_as_latency():
+    said = compare.as_estimates(TINY.quality, TINY.stages)
+    quick, slow = (arms.along(BENCH, Router("adaptive:ours", said, 5.0, taken), [5.0])[0] for taken in (0.0, 0.25))
+    assert np.allclose(slow.seconds - quick.seconds, 0.25)

@@ -111,7 +111,7 @@ def test_every_arm_is_there_with_its_intervals(found):
 
 def test_the_random_mix_costs_what_ours_costs(found):
     reading = found["readings"]["measured"]
-    assert reading["random_mix"]["cost"] == pytest.approx(reading["calibrated"][OURS]["cost"])
+    assert reading["mixes"][-1]["cost"] == pytest.approx(reading["calibrated"][OURS]["cost"])
     assert reading["oracle"]["quality"] >= reading["wanted_quality"] - 1e-6
 
 

@@ -62,11 +62,15 @@ def priced(data: Aligned, reading: Reading) -> Aligned:
 
 
 class Router(NamedTuple):
-    """A way to estimate quality: what it says of every judged query, and its calibrated λ (None where it has none)."""
+    """A way to estimate quality: what it says of every judged query, and its calibrated λ (None where it has none).
+
+    ``decide_s`` is what one decision takes, in seconds; it counts as latency.
+    """
 
     name: str
     estimates: Sequence[Estimates]
     lam: float | None
+    decide_s: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +78,8 @@ class Arms:
     """Everything that was played under one reading.
 
     ``alone`` holds the arms without λ, ``by_lambda`` each router at the paper's λ, ``calibrated`` each at its own
-    (where it has one), ``curves`` each along the finer sweep. ``oracle`` is the cheapest choice at ``wanted``
+    (where it has one), ``curves`` each along the finer sweep. ``mixes`` are by chance: at the quality that is wanted,
+    its shares set on training rows, and at the cost of ours. ``oracle`` is the cheapest choice at ``wanted``
     quality or more. ``missing`` says why a cell of the paper's has no counterpart.
     """
 
@@ -85,7 +90,7 @@ class Arms:
     by_lambda: Mapping[str, Sequence[Played]]
     calibrated: Mapping[str, Played]
     curves: Mapping[str, Sequence[Played]]
-    mix: Played | None
+    mixes: Sequence[Played]
     oracle: Played
     oracle_curve: Sequence[Played]
     missing: Mapping[str, str]
@@ -95,7 +100,7 @@ class Arms:
         """All of them, in a fixed order."""
         found = [*self.alone, *(each for line in self.by_lambda.values() for each in line), *self.calibrated.values()]
         found += [each for line in self.curves.values() for each in line]
-        found += [*([self.mix] if self.mix else []), self.oracle, *self.oracle_curve]
+        found += [*self.mixes, self.oracle, *self.oracle_curve]
         return found
 
 
@@ -124,7 +129,7 @@ def play_all(
         by_lambda,
         calibrated,
         {each.name: along(bench, each, sweep) for each in routers},
-        random_mix(bench, reference, float(ours.cost.mean())),
+        mixes(bench, reference, quality_loss, float(ours.cost.mean())),
         oracle_at(bench, wanted),
         compare.oracle(bench, [*sweep, *paper.LAMBDAS]),
         missing,
@@ -134,7 +139,8 @@ def play_all(
 def along(bench: Bench, router: Router, lambdas: Sequence[float | None]) -> list[Played]:
     """The paper's rule on a router's estimates at every λ that is one."""
     found = [lam for lam in lambdas if lam is not None]
-    return compare.curve(bench, router.name, ADAPTIVE, router.estimates, found)
+    played = compare.curve(bench, router.name, ADAPTIVE, router.estimates, found)
+    return [replace(each, seconds=each.seconds + router.decide_s) for each in played]
 
 
 def _sweep(reference: Reference) -> list[float]:
@@ -162,6 +168,26 @@ def fixed_splits(bench: Bench) -> tuple[list[Played], dict[str, str]]:
             weights = [1 - share, *(share * (column == number) for column in range(1, len(stages)))]
             found.append(compare.play_mix(bench, name, weights))
     return found, missing
+
+
+def mixes(bench: Bench, reference: Reference, quality_loss: float, cost: float) -> list[Played]:
+    """Stages by chance: what costs least among those of the wanted quality in training, and what costs ``cost``."""
+    at_cost = random_mix(bench, reference, cost)
+    return [calibrated_mix(bench, reference, quality_loss), *([] if at_cost is None else [at_cost])]
+
+
+def calibrated_mix(bench: Bench, reference: Reference, quality_loss: float) -> Played:
+    """The cheapest mix that loses at most ``quality_loss`` of the dearest stage's mean quality on training rows."""
+    useful = metrics.hull(reference.quality, reference.cost)
+    wanted = (1 - quality_loss) * float(reference.quality[-1])
+    quality = [float(reference.quality[stage]) for stage in useful]
+    upper = next(place for place, value in enumerate(quality) if value >= wanted)
+    weights = np.zeros(len(reference.quality))
+    weights[useful[upper]] = 1.0
+    if upper:
+        share = (wanted - quality[upper - 1]) / (quality[upper] - quality[upper - 1])
+        weights[useful[upper - 1 : upper + 1]] = 1 - share, share
+    return compare.play_mix(bench, "calibrated-mix", weights.tolist())
 
 
 def random_mix(bench: Bench, reference: Reference, cost: float) -> Played | None:

@@ -174,7 +174,9 @@ def experiment(
     found["readings"] = {}
     for reading in arms.readings(len(data.judged.stages)):
         tick(f"policies, costs {reading.told}")
-        found["readings"][reading.name], more = _reading(data, said, reading, makers, plan)
+        found["readings"][reading.name], more = _reading(
+            data, said, reading, makers, plan=plan, decision_ms=decision_ms
+        )
         notes += [note for note in more if note not in notes]
     tick("predictors, stand-in and ceiling")
     found["predictors"] = _predictors(data, said, makers, plan)
@@ -274,9 +276,14 @@ def _reading(
     said: Mapping[str, tuple[Fitted, list[Estimates]]],
     reading: Reading,
     makers: Makers,
+    *,
     plan: Plan,
+    decision_ms: Mapping[str, float],
 ) -> tuple[dict[str, Any], list[str]]:
-    routers, points, notes = fits.routers(data.judged, data.train, reading, said, plan.quality_loss)
+    decide_s = {name: value / 1000 for name, value in decision_ms.items()}
+    routers, points, notes = fits.routers(
+        data.judged, data.train, reading, said, quality_loss=plan.quality_loss, decide_s=decide_s
+    )
     played = arms.play_all(data.judged, data.train, reading, routers, quality_loss=plan.quality_loss, seed=plan.seed)
     entries = iter(arms.figures(played, np.random.default_rng(plan.seed), times=plan.resamples))
     notes += [
@@ -309,7 +316,7 @@ def _entries(played: Arms, entries: Any, classes: Sequence[str]) -> dict[str, An
     by_lambda = {name: [full(each) for each in line] for name, line in played.by_lambda.items()}
     calibrated = {name: full(each) for name, each in played.calibrated.items()}
     curves = {name: [_short(next(entries)) for _ in line] for name, line in played.curves.items()}
-    mix = full(played.mix) if played.mix is not None else None
+    mixes = [full(each) for each in played.mixes]
     oracle = full(played.oracle)
     best = [next(entries) for _ in played.oracle_curve]
     return {
@@ -317,7 +324,7 @@ def _entries(played: Arms, entries: Any, classes: Sequence[str]) -> dict[str, An
         "by_lambda": by_lambda,
         "calibrated": calibrated,
         "curves": curves,
-        "random_mix": mix,
+        "mixes": mixes,
         "oracle": oracle,
         "oracle_curve": sorted((_short(each) for each in best), key=lambda each: (each["cost"], each["quality"])),
     }

@@ -12,19 +12,18 @@ from stepladder.contracts import Featurizer
 from stepladder.errors import UsageError
 from stepladder.evaluate import compare
 from stepladder.evaluate.aligned import Aligned
-from stepladder.evaluate.compare import Bench
-from stepladder.evaluate.metrics import Matrix
+from stepladder.evaluate.metrics import Matrix, Vector
 from stepladder.evaluate.reference import reference_of
-from stepladder.evaluate.scores import estimate, means
+from stepladder.evaluate.scores import estimate
 from stepladder.predictors.artifact import Artifact
 from stepladder.reproduce.arms import Reading, Router, priced
 from stepladder.train import choose
 from stepladder.train.choose import Make, Trained
 from stepladder.train.fit import Row
 from stepladder.train.rows import has_classes, sample
-from stepladder.types import Estimates
+from stepladder.types import EMPTY, Estimates
 
-PAPERS, OURS, BY_CLASS = "adaptive:paper-mlp", "adaptive:ours", "class-router"
+PAPERS, OURS, BY_CLASS, BY_FAMILY = "adaptive:paper-mlp", "adaptive:ours", "class-router", "family-router"
 
 Features = Callable[[str], Featurizer]
 """A featurizer by the name that an artifact gives."""
@@ -94,15 +93,49 @@ def operating_point(fitted: Fitted, train: Aligned, reading: Reading, quality_lo
     return choose.calibrate(fitted.held, priced(fitted.some, reading), reference, quality_loss)
 
 
-def class_point(train: Aligned, reading: Reading, quality_loss: float) -> choose.Calibrated | None:
-    """λ of the class router; None where not all training rows have a class.
+Cells = Sequence[str]
+"""The kind of each query, as a look-up knows it."""
 
-    Its few means rest on many rows each, so they are calibrated on the rows that they are of.
+
+def classes_of(data: Aligned) -> Cells | None:
+    """Each query's class of complexity; None where some have none."""
+    return None if None in data.levels else [str(level) for level in data.levels]
+
+
+def families_of(data: Aligned) -> Cells | None:
+    """Each query's family and class; None where some have none."""
+    pairs = [(line[0].family, line[0].level) for line in data.rows]
+    return None if any(None in pair for pair in pairs) else [f"{family}/{level}" for family, level in pairs]
+
+
+def looked_up(cells: Cells, means_of: Mapping[str, Vector], stages: Sequence[str]) -> list[Estimates] | None:
+    """The measured quality of each query's cell on every stage; None where a query's cell is not among them."""
+    if any(cell not in means_of for cell in cells):
+        return None
+    return compare.as_estimates(np.array([means_of[cell] for cell in cells]), stages)
+
+
+def look_up(
+    name: str, judged: Aligned, train: Aligned, reading: Reading, quality_loss: float
+) -> tuple[Router, choose.Calibrated] | None:
+    """A router that knows each query's cell and the cell's mean qualities in training; None where some are not known.
+
+    Its few means rest on many rows each, so λ is calibrated on the rows that they are of.
     """
+    here, there = (LOOK_UPS[name](data) for data in (judged, train))
+    if here is None or there is None:
+        return None
+    of = np.array(there)
+    means_of = {str(cell): train.quality[of == cell].mean(axis=0) for cell in np.unique(of)}
+    found = looked_up(here, means_of, judged.stages)
+    if found is None:
+        return None
     data = priced(train, reading)
-    reference = reference_of(data)
-    found = compare.class_estimates(Bench(data, data.cost), reference.by_class)
-    return None if found is None else choose.calibrate(means(found, data.stages), data, reference, quality_loss)
+    point = choose.calibrate(np.array([means_of[cell] for cell in there]), data, reference_of(data), quality_loss)
+    return Router(name, found, point.lam), point
+
+
+LOOK_UPS: Mapping[str, Callable[[Aligned], Cells | None]] = {BY_CLASS: classes_of, BY_FAMILY: families_of}
 
 
 def routers(
@@ -110,22 +143,30 @@ def routers(
     train: Aligned,
     reading: Reading,
     fits: Mapping[str, tuple[Fitted, list[Estimates]]],
+    *,
     quality_loss: float,
+    decide_s: Mapping[str, float] = EMPTY,
 ) -> tuple[list[Router], dict[str, dict[str, Any]], list[str]]:
-    """Class router (where classes are known), the paper's predictor, ours; each one's operating point; and notes."""
+    """Look-ups (where cells are known), the paper's predictor, ours; each one's operating point; and notes.
+
+    ``decide_s`` is what a decision of a predictor takes, seconds.
+    """
     found, points, notes = [], {}, []
-    by_class = compare.class_estimates(Bench(judged, judged.cost), reference_of(train).by_class)
-    point = class_point(train, reading, quality_loss)
-    if by_class is None or point is None:
-        notes.append("no class router: some judged queries are of a class that no training row has")
-    else:
-        found.append(Router(BY_CLASS, by_class, point.lam))
-        points[BY_CLASS] = _point(point)
+    for name in LOOK_UPS:
+        made = look_up(name, judged, train, reading, quality_loss)
+        if made is None:
+            notes.append(f"no {name}: some queries' {MISSING[name]} is not known, or no training row has it")
+        else:
+            found.append(made[0])
+            points[name] = _point(made[1])
     for name, (fitted, estimates) in fits.items():
         point = operating_point(fitted, train, reading, quality_loss)
-        found.append(Router(name, estimates, point.lam))
+        found.append(Router(name, estimates, point.lam, decide_s.get(name, 0.0)))
         points[name] = _point(point)
     return found, points, notes
+
+
+MISSING = {BY_CLASS: "class", BY_FAMILY: "family"}
 
 
 def _point(point: choose.Calibrated) -> dict[str, Any]:

@@ -8,12 +8,13 @@ from typing import Any
 
 from stepladder.errors import MissingExtraError
 from stepladder.reproduce import paper
-from stepladder.reproduce.fits import BY_CLASS, OURS, PAPERS
+from stepladder.reproduce.fits import BY_CLASS, BY_FAMILY, OURS, PAPERS
 
 Found = Mapping[str, Any]
 
 LINES: Mapping[str, tuple[str, str, str]] = {
     BY_CLASS: ("class router", "tab:orange", "s-"),
+    BY_FAMILY: ("look-up by family and class", "tab:brown", "v-"),
     PAPERS: ("adaptive, the paper's MLP", "tab:purple", "^-"),
     OURS: ("adaptive, ours", "tab:blue", "o-"),
 }
