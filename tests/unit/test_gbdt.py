@@ -15,11 +15,12 @@ from stepladder.errors import ArtifactError, UsageError
 from stepladder.predictors.artifact import load, save
 from stepladder.predictors.gbdt import GBDTPredictor, Trees
 from stepladder.predictors.grams import BUCKETS, DENSE
+from stepladder.predictors.history import SIGNALS
 from stepladder.predictors.lexical import NAMES, WORDS, numbers, place, tokens, word_counts
 from stepladder.train import boost
 from stepladder.train.boost import fit_gbdt
 from stepladder.train.fit import Row
-from stepladder.types import Features
+from stepladder.types import Attempt, Fault, Features
 
 NO_COUNTS = [0.0] * WORDS
 
@@ -190,3 +191,63 @@ def test_arrays_that_do_not_fit(change: dict[str, Any], told: str) -> None:
 def test_a_depth_that_is_none(depth: Any) -> None:
     with pytest.raises(ArtifactError, match="depth should be a whole number from 0 to 2"):
         GBDTPredictor(("a",), {"depth": depth}, arrays_of())
+
+
+# ── trees for after an answer ────────────────────────────────────────────────
+
+
+def with_after(**change: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Params and arrays whose trees for after an answer say whether stage a answered."""
+    plain = arrays_of()
+    answered = len(NAMES) + 1
+    own = {name: plain[name] for name in ("base", "feature", "threshold", "left", "right", "value")}
+    own |= {"feature": np.full((1, 1, 3), answered), "threshold": np.full((1, 1, 3), 0.5)}
+    arrays = plain | {f"after_{name}": array for name, array in own.items()} | change
+    return {"depth": 1, "after_depth": 1, "after_signals": list(SIGNALS)}, arrays
+
+
+def test_trees_for_after_an_answer_are_asked_once_there_is_one() -> None:
+    params, arrays = with_after()
+    both, plain = GBDTPredictor(("a",), params, arrays), GBDTPredictor(("a",), {"depth": 1}, arrays_of())
+    told = Features({}, "", (Attempt("a", "4"),))
+    failed = Features({}, "", (Attempt("a", fault=Fault("server", "broken")),))
+    assert both.predict(Features({}, "")) == both.predict(failed) == plain.predict(Features({}, ""))
+    assert both.predict(told)["a"].mean == pytest.approx(1 / (1 + np.exp(-1)))
+    assert plain.predict(told) == plain.predict(Features({}, ""))
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"after_base": np.zeros(2)}, "the array after_base should be"),
+        ({"after_left": np.full((1, 1, 3), 3)}, "the array after_left should hold numbers from 0 to 2"),
+        ({"after_feature": np.full((1, 1, 3), 500)}, "the array after_feature should hold numbers from 0 to"),
+        ({"after_feature": np.zeros((2, 1, 3))}, "the trees should be of 1 stages"),
+        ({"after_value": None}, "array 'after_value' is missing"),
+        ({"after_threshold": np.full((1, 1, 3), np.inf)}, "array 'after_threshold' holds numbers that are not finite"),
+    ],
+)
+def test_arrays_for_after_an_answer_that_do_not_fit(change: dict[str, Any], told: str) -> None:
+    params, arrays = with_after(**change)
+    with pytest.raises(ArtifactError, match=told):
+        GBDTPredictor(("a",), params, arrays)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"after_depth": 3}, "after_depth should be a whole number from 0 to 2"),
+        ({"after_depth": None}, "after_depth should be a whole number"),
+        ({"after_signals": ["mood"]}, "after_signals should be answered, tokens"),
+        ({"after_signals": None}, "after_signals should be answered, tokens"),
+    ],
+)
+def test_params_for_after_an_answer_that_do_not_fit(change: dict[str, Any], told: str) -> None:
+    params, arrays = with_after()
+    with pytest.raises(ArtifactError, match=told):
+        GBDTPredictor(("a",), params | change, arrays)
+
+
+def test_params_for_after_an_answer_without_its_trees() -> None:
+    with pytest.raises(ArtifactError, match="array 'after_feature' is missing"):
+        GBDTPredictor(("a",), with_after()[0], arrays_of())

@@ -20,9 +20,10 @@ import orjson
 from stepladder.contracts import CostModel, Engine
 from stepladder.errors import EngineError, UsageError
 from stepladder.evaluate.journal import Entry, Journal
-from stepladder.evaluate.judging import by_agreement, by_reference, final_answer, judge_messages, parse_grade
+from stepladder.evaluate.judging import by_agreement, by_reference, judge_messages, parse_grade
 from stepladder.evaluate.outcomes import OutcomeRow
 from stepladder.evaluate.prompts import Prompt
+from stepladder.predictors.history import final_answer
 from stepladder.tokens import CHARS_PER_TOKEN
 from stepladder.types import EMPTY, Attempt, CostUnit, FaultKind, Request, Stage
 

@@ -19,7 +19,7 @@ from stepladder.policies.greedy import GreedyPolicy
 from stepladder.policies.random_split import RandomSplitPolicy, split_for_cost
 from stepladder.policies.single import SinglePolicy
 from stepladder.router import coin, next_decision
-from stepladder.types import Action, Attempt, Call, Cost, Estimate, Estimates, Fail, Stop, Usage, View
+from stepladder.types import Action, Attempt, Call, Cost, Estimate, Estimates, Fail, Stop, View
 
 After = Callable[[int, tuple[Attempt, ...]], Estimates]
 """(number of the query, attempts so far) → estimates, for predictors that read answers."""
@@ -63,17 +63,7 @@ class Bench:
     def attempts(self) -> tuple[tuple[Attempt, ...], ...]:
         """The recorded answers, (n, k), under the ladder's names, billed."""
         return tuple(
-            tuple(
-                Attempt(
-                    stage,
-                    row.response or "",
-                    Usage(row.prompt_tokens or 0, row.output_tokens or 0),
-                    row.latency_s or 0.0,
-                    finish_reason="stop",
-                    cost=cost,
-                )
-                for stage, row, cost in zip(self.data.stages, line, billed, strict=True)
-            )
+            tuple(row.attempt(stage, cost) for stage, row, cost in zip(self.data.stages, line, billed, strict=True))
             for line, billed in zip(self.data.rows, self.data.cost.tolist(), strict=True)
         )
 

@@ -9,10 +9,10 @@ from typing import Any
 from stepladder.errors import UsageError, nearest
 from stepladder.evaluate.graders import GRADERS, exact, grade
 from stepladder.evaluate.prompts import Prompt
+from stepladder.predictors.history import final_answer
 
 TOP_GRADE = 10.0
 _GRADE = re.compile(r"(?<![\d.,-])(\d+(?:\.\d+)?)(?![\d,]|\.\d|\s*%)")
-LONGEST_FINAL = 200
 
 
 def check_gradable(prompts: Iterable[Prompt], grader: str | None) -> None:
@@ -60,12 +60,6 @@ def _agree(left: str, right: str, grader: str | None) -> bool:
         return grade(grader, left, right) == 1.0 == grade(grader, right, left)
     except ValueError:  # the grader finds in one of them nothing to compare with
         return False
-
-
-def final_answer(text: str) -> str:
-    """The last line that is not empty, where answers usually put what they came to."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1][-LONGEST_FINAL:] if lines else ""
 
 
 def judge_messages(prompt: Prompt, answer: str) -> tuple[Mapping[str, Any], ...]:

@@ -19,7 +19,7 @@ from typing import Any, get_args
 import orjson
 
 from stepladder.errors import MissingExtraError, UsageError
-from stepladder.types import EMPTY, CostUnit, Request
+from stepladder.types import EMPTY, Attempt, CostUnit, Request, Usage
 
 SUFFIXES = (".parquet", ".jsonl")
 
@@ -61,6 +61,22 @@ class OutcomeRow:
         """The query as a request, for features and costs."""
         messages = self.messages or ({"role": "user", "content": self.prompt or ""},)
         return Request(self.query_id, messages=messages, params=EMPTY)
+
+    def attempt(self, stage: str, cost: float = 0.0) -> Attempt:
+        """The answer as the attempt of a stage, billed ``cost``: what predictors read of it, in training and in replay.
+
+        Its text is the response, else the final answer that was taken from it; ``confidence`` stands for the tokens'
+        log probabilities. Tables do not tell how an answer ended.
+        """
+        return Attempt(
+            stage,
+            (self.pred or "") if self.response is None else self.response,
+            Usage(self.prompt_tokens or 0, self.output_tokens or 0),
+            self.latency_s or 0.0,
+            finish_reason="stop",
+            logprobs=None if self.confidence is None else (self.confidence,),
+            cost=cost,
+        )
 
 
 def read(path: str | Path, *, on_bad: Callable[[str], None] | None = None) -> list[OutcomeRow]:

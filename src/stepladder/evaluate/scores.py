@@ -10,12 +10,32 @@ import numpy as np
 from stepladder.contracts import Featurizer, Predictor
 from stepladder.evaluate import metrics
 from stepladder.evaluate.metrics import Labels, Matrix
-from stepladder.types import Estimates, Request
+from stepladder.types import Attempt, Estimates, Request
 
 
 def estimate(predictor: Predictor, featurizer: Featurizer, requests: Iterable[Request]) -> list[Estimates]:
     """What the predictor says of every request before anything was answered, through the features that serve."""
     return [predictor.predict(featurizer.features(request)) for request in requests]
+
+
+class Posterior:
+    """What the predictor says of the requests after recorded answers, through the features that serve.
+
+    Called with the number of a request and the attempts made (``compare.After``). Each request has one recorded answer
+    a stage, so every set of stages is asked about once and then remembered.
+    """
+
+    def __init__(self, predictor: Predictor, featurizer: Featurizer, requests: Sequence[Request]) -> None:
+        self._predictor, self._featurizer, self._requests = predictor, featurizer, requests
+        self._known: dict[tuple[int, frozenset[str]], Estimates] = {}
+
+    def __call__(self, number: int, attempts: tuple[Attempt, ...]) -> Estimates:
+        """Estimates after these attempts."""
+        key = number, frozenset(attempt.stage for attempt in attempts)
+        if key not in self._known:
+            features = self._featurizer.features(self._requests[number], attempts)
+            self._known[key] = self._predictor.predict(features)
+        return self._known[key]
 
 
 def means(estimates: Sequence[Estimates], stages: Sequence[str]) -> Matrix:

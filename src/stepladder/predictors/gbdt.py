@@ -1,4 +1,7 @@
-"""Quality of every stage by gradient-boosted trees over sizes, digits and words, and a linear score of n-grams."""
+"""Quality of every stage by gradient-boosted trees over sizes, digits and words, and a linear score of n-grams.
+
+Two sets of trees: one before any answer, and, where the training rows told of answers, one for after.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stepladder.errors import ArtifactError
+from stepladder.predictors import history
 from stepladder.predictors.artifact import array_of, content_version, numbers_of
 from stepladder.predictors.grams import BUCKETS, DENSE, hashed_grams
 from stepladder.predictors.lexical import NAMES, WORDS, numbers
 from stepladder.predictors.logistic import from_logit
 from stepladder.types import Estimates, Features
+
+AFTER = "after_"
+"""What the names of arrays and parameters of the trees for after an answer begin with."""
 
 
 class GBDTPredictor:
@@ -23,8 +30,12 @@ class GBDTPredictor:
     each (stages, trees, nodes): ``feature`` (a column of NAMES, then of the scores), ``threshold`` (up to it the left
     child is next), ``left`` and ``right`` (numbers of nodes; a leaf is its own child) and ``value`` (of a leaf).
     ``params``: ``depth`` (steps from a root to the deepest leaf), ``spread`` and ``measured`` as for ``logistic``.
-    Attempts made so far do not move these estimates. Friedman, "Greedy function approximation" (2001); linear scores
-    under the trees are stacking (Wolpert, 1992).
+
+    Optional are trees for after an answer: the same arrays with AFTER before their names (``after_base``, …), which
+    read the columns above and then those of ``history``, and the params ``after_depth`` and ``after_signals``
+    (``history.SIGNALS``, so that trees of other signals are refused). They estimate every stage, those that answered
+    and those that did not, as soon as one stage of the ladder answered; without them answers do not move the estimates.
+    Friedman, "Greedy function approximation" (2001); linear scores under the trees are stacking (Wolpert, 1992).
 
     Raises ArtifactError where parameters or arrays do not fit the ladder.
     """
@@ -38,40 +49,62 @@ class GBDTPredictor:
         self._bias = _shaped(arrays, "bias", (len(stages),))
         self._base = _shaped(arrays, "base", (len(stages),))
         self._counts: list[float] = _shaped(arrays, "counts", (WORDS,)).tolist()
-        self._trees = Trees(arrays, params.get("depth"), len(stages), len(NAMES) + len(stages))
+        columns = len(NAMES) + len(stages)
+        self._trees = Trees(arrays, params.get("depth"), len(stages), columns)
+        self._after: tuple[NDArray[np.float64], Trees] | None = None
+        if any(name.startswith(AFTER) for name in (*arrays, *params)):
+            self._after = _after(params, arrays, len(stages), columns)
 
     def predict(self, features: Features) -> Estimates:
-        """Estimates for every stage."""
+        """Estimates for every stage, after the answers among the attempts where there are any."""
         rows, amounts = hashed_grams(features.text)
         scores = amounts @ self._weights.take(rows, axis=0) + self._bias
-        inputs = np.array([*numbers(features.text, self._counts), *scores.tolist()])
-        logits = (self._base + self._trees.sums(inputs)).tolist()
+        inputs = [*numbers(features.text, self._counts), *scores.tolist()]
+        base, trees = self._base, self._trees
+        if self._after is not None and features.attempts:
+            answered = history.answered(features.attempts, self._stages)
+            if answered:
+                base, trees = self._after
+                inputs += history.numbers(answered, len(self._stages))
+        logits = (base + trees.sums(np.array(inputs))).tolist()
         found = zip(self._stages, logits, self._spreads, strict=True)
         estimates = {stage: from_logit(logit, spread) for stage, logit, spread in found}
         return Estimates(estimates, calibrated=self._calibrated)
 
 
-class Trees:
-    """All trees of all stages side by side, walked one level at a time."""
+def _after(
+    params: Mapping[str, Any], arrays: Mapping[str, Any], stages: int, columns: int
+) -> tuple[NDArray[np.float64], Trees]:
+    """Base and trees for after an answer."""
+    signals = params.get(f"{AFTER}signals")
+    if signals != list(history.SIGNALS):
+        raise ArtifactError(f"{AFTER}signals should be {', '.join(history.SIGNALS)}, not {signals!r}; train it again")
+    columns += len(history.names(stages))
+    trees = Trees(arrays, params.get(f"{AFTER}depth"), stages, columns, prefix=AFTER)
+    return _shaped(arrays, f"{AFTER}base", (stages,)), trees
 
-    def __init__(self, arrays: Mapping[str, Any], depth: Any, stages: int, columns: int) -> None:
-        feature = array_of(arrays, "feature", 3)
+
+class Trees:
+    """All trees of all stages side by side, walked one level at a time. ``prefix`` begins the names of their arrays."""
+
+    def __init__(self, arrays: Mapping[str, Any], depth: Any, stages: int, columns: int, prefix: str = "") -> None:
+        feature = array_of(arrays, f"{prefix}feature", 3)
         shape = feature.shape
         if shape[0] != stages or 0 in shape[1:]:
             raise ArtifactError(f"the trees should be of {stages} stages, each with trees of some nodes, not {shape}")
         if isinstance(depth, bool) or not isinstance(depth, int) or not 0 <= depth < shape[2]:
-            raise ArtifactError(f"depth should be a whole number from 0 to {shape[2] - 1}, not {depth!r}")
+            raise ArtifactError(f"{prefix}depth should be a whole number from 0 to {shape[2] - 1}, not {depth!r}")
         self._depth = depth
-        left, right = (_within(arrays, name, shape, shape[2]) for name in ("left", "right"))
-        value = _shaped(arrays, "value", shape)
+        left, right = (_within(arrays, f"{prefix}{name}", shape, shape[2]) for name in ("left", "right"))
+        value = _shaped(arrays, f"{prefix}value", shape)
         kept = (left[:, :, 0] != 0) | (value[:, :, 0] != 0)  # not what only fills up a stage with fewer trees
         kept[:, 0] = True  # so that every stage's sum is one of something
         first = np.arange(int(kept.sum())).reshape(-1, 1) * shape[2]
         self._left, self._right = ((child[kept] + first).reshape(-1) for child in (left, right))
         self._roots = first.reshape(-1)
         self._starts = np.r_[0, kept.sum(axis=1).cumsum()[:-1]]
-        self._column = _within(arrays, "feature", shape, columns)[kept].reshape(-1)
-        self._threshold = _shaped(arrays, "threshold", shape)[kept].reshape(-1)
+        self._column = _within(arrays, f"{prefix}feature", shape, columns)[kept].reshape(-1)
+        self._threshold = _shaped(arrays, f"{prefix}threshold", shape)[kept].reshape(-1)
         self._value = value[kept].reshape(-1)
 
     def sums(self, inputs: NDArray[np.float64]) -> NDArray[np.float64]:

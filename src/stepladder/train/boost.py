@@ -51,7 +51,7 @@ class _Linear(NamedTuple):
         return found
 
 
-class _Forest(NamedTuple):
+class Forest(NamedTuple):
     """One stage's trees, each array (trees, nodes), and the logit that they add to."""
 
     base: float
@@ -79,6 +79,11 @@ def fit_gbdt(
     same mean would have. ``metrics``: ``rows``, and ``trees`` of all stages. Raises UsageError for rows that cannot be
     fitted, MissingExtraError.
     """
+    return before(prepared(rows, stages, grams), stages, seed, leaves=leaves)
+
+
+def prepared(rows: Sequence[Row], stages: Sequence[str], grams: Grams | None = None) -> Prepared:
+    """What the trees learn from. Raises UsageError for rows that cannot be fitted, MissingExtraError."""
     check(rows, stages)
     place = {text: number for number, text in enumerate(dict.fromkeys(row.text for row in rows))}
     groups = _groups(rows, place)
@@ -89,17 +94,38 @@ def fit_gbdt(
     scores = np.column_stack([_out_of_fold(hashed, each, groups) for each in asked])
     known = counts.tolist()
     inputs = np.column_stack([np.array([numbers(text, known, known=True) for text in place]), scores])
-    held = groups % INNER_FOLDS == 0
-    forests = [_forest(inputs[each.texts], each.quality, held[each.texts], seed, leaves) for each in asked]
+    return Prepared(place, counts, asked, lines, inputs, groups % INNER_FOLDS == 0)
+
+
+def before(found: Prepared, stages: Sequence[str], seed: int, *, leaves: int = LEAVES) -> Artifact:
+    """The artifact of the trees before an answer."""
+    forests = [
+        forest(found.inputs[each.texts], each.quality, found.held[each.texts], seed, leaves) for each in found.asked
+    ]
     arrays = {
-        "weights": np.stack([line.weights for line in lines], axis=1).astype(np.float32),
-        "bias": np.array([line.bias for line in lines]),
-        "counts": counts,
-        **_stacked(forests),
+        "weights": np.stack([line.weights for line in found.lines], axis=1).astype(np.float32),
+        "bias": np.array([line.bias for line in found.lines]),
+        "counts": found.counts,
+        **stacked(forests),
     }
-    grown = sum(len(forest.value) for forest in forests)
-    params = {"depth": _depth(arrays), "spread": [_spread(each.quality) for each in asked], "measured": True}
-    return Artifact("gbdt", tuple(stages), params=params, arrays=arrays, metrics={"rows": len(rows), "trees": grown})
+    metrics = {"rows": sum(len(each.texts) for each in found.asked), "trees": sum(len(each.value) for each in forests)}
+    params = {"depth": depth(arrays), "spread": [_spread(each.quality) for each in found.asked], "measured": True}
+    return Artifact("gbdt", tuple(stages), params=params, arrays=arrays, metrics=metrics)
+
+
+class Prepared(NamedTuple):
+    """What the trees learn from: ``place`` numbers the texts, ``counts`` are of their words, (WORDS,).
+
+    ``inputs`` (texts, NAMES and stages) are what serving would see of new texts: scores out of fold, counts without the
+    text's own group. ``held`` (texts,) marks whole groups, on which the number of trees is chosen.
+    """
+
+    place: Mapping[str, int]
+    counts: NDArray[np.float32]
+    asked: Sequence[_Asked]
+    lines: Sequence[_Linear]
+    inputs: Matrix
+    held: NDArray[np.bool_]
 
 
 class _Asked(NamedTuple):
@@ -163,21 +189,25 @@ def _ridge(grams: Any, quality: Matrix) -> _Linear:
 # ── the trees ────────────────────────────────────────────────────────────────
 
 
-def _forest(inputs: Matrix, quality: Matrix, held: NDArray[np.bool_], seed: int, leaves: int) -> _Forest:
+def forest(
+    inputs: Matrix, quality: Matrix, held: NDArray[np.bool_], seed: int, leaves: int, leaf_rows: int = LEAF_ROWS
+) -> Forest:
     """The trees of one stage; ``held`` marks the rows on which their number is chosen."""
     if not (quality > 0).any() or not (quality < 1).any():  # always right or always wrong: there is nothing to split
         mean = float(np.clip(quality[0], FEWEST, 1 - FEWEST))
         return _flat(float(np.log(mean / (1 - mean))))
-    trees = _best_number(_grown(inputs[~held], quality[~held], seed, TREES, leaves), inputs[held], quality[held])
-    model = _grown(inputs, quality, seed, trees, leaves)
+    trees = _best_number(
+        _grown(inputs[~held], quality[~held], seed, TREES, leaves, leaf_rows), inputs[held], quality[held]
+    )
+    model = _grown(inputs, quality, seed, trees, leaves, leaf_rows)
     if model is None:
         return _flat(0.0)
-    forest = _exported(model)
-    _compare(forest, model, inputs[:COMPARED])
-    return forest
+    found = _exported(model)
+    _compare(found, model, inputs[:COMPARED])
+    return found
 
 
-def _grown(inputs: Matrix, quality: Matrix, seed: int, trees: int, leaves: int) -> Any:
+def _grown(inputs: Matrix, quality: Matrix, seed: int, trees: int, leaves: int, leaf_rows: int) -> Any:
     """scikit-learn's model; None where no row, or only rows of one kind, is there to learn from."""
     right, wrong = np.flatnonzero(quality > 0), np.flatnonzero(quality < 1)
     if not len(right) or not len(wrong):
@@ -187,7 +217,7 @@ def _grown(inputs: Matrix, quality: Matrix, seed: int, trees: int, leaves: int) 
         max_leaf_nodes=leaves,
         max_depth=DEPTH,
         learning_rate=RATE,
-        min_samples_leaf=LEAF_ROWS,
+        min_samples_leaf=leaf_rows,
         l2_regularization=1.0,
         early_stopping=False,
         random_state=seed,
@@ -206,12 +236,12 @@ def _best_number(model: Any, inputs: Matrix, quality: Matrix) -> int:
     return int(np.argmin(losses)) + 1
 
 
-def _flat(base: float) -> _Forest:
+def _flat(base: float) -> Forest:
     whole, real = np.zeros((1, 1), dtype=np.int16), np.zeros((1, 1))
-    return _Forest(base, whole, real, whole, whole, real.astype(np.float32))
+    return Forest(base, whole, real, whole, whole, real.astype(np.float32))
 
 
-def _exported(model: Any) -> _Forest:
+def _exported(model: Any) -> Forest:
     """scikit-learn's trees as arrays. It keeps them in a private attribute, so ``_compare`` follows."""
     grown = [iteration[0].nodes for iteration in model._predictors]
     shape = len(grown), max(len(nodes) for nodes in grown)
@@ -225,13 +255,13 @@ def _exported(model: Any) -> _Forest:
         left[tree, :count] = np.where(ends, own, nodes["left"])
         right[tree, :count] = np.where(ends, own, nodes["right"])
         value[tree, :count] = nodes["value"]
-    return _Forest(float(np.asarray(model._baseline_prediction).reshape(-1)[0]), feature, threshold, left, right, value)
+    return Forest(float(np.asarray(model._baseline_prediction).reshape(-1)[0]), feature, threshold, left, right, value)
 
 
-def _compare(forest: _Forest, model: Any, inputs: Matrix) -> None:
+def _compare(forest: Forest, model: Any, inputs: Matrix) -> None:
     """Raise UsageError where the exported trees do not say what scikit-learn's do."""
-    arrays = _stacked([forest])
-    ours = Trees(arrays, _depth(arrays), 1, inputs.shape[1])
+    arrays = stacked([forest])
+    ours = Trees(arrays, depth(arrays), 1, inputs.shape[1])
     found = np.array([forest.base + ours.sums(line)[0] for line in inputs])
     if not np.allclose(found, model.decision_function(inputs), atol=1e-4):
         import sklearn
@@ -239,7 +269,7 @@ def _compare(forest: _Forest, model: Any, inputs: Matrix) -> None:
         raise UsageError(f"scikit-learn {sklearn.__version__} keeps its trees in a form that is not known here")
 
 
-def _stacked(forests: Sequence[_Forest]) -> dict[str, NDArray[Any]]:
+def stacked(forests: Sequence[Forest]) -> dict[str, NDArray[Any]]:
     """The stages' arrays as one, (stages, trees, nodes); what a smaller forest leaves over are leaves of value 0."""
     trees, nodes = (max(forest.value.shape[axis] for forest in forests) for axis in (0, 1))
     found: dict[str, NDArray[Any]] = {"base": np.array([forest.base for forest in forests])}
@@ -251,7 +281,7 @@ def _stacked(forests: Sequence[_Forest]) -> dict[str, NDArray[Any]]:
     return found
 
 
-def _depth(arrays: Mapping[str, NDArray[Any]]) -> int:
+def depth(arrays: Mapping[str, NDArray[Any]]) -> int:
     """Steps from the roots until every walk stands on a leaf."""
     left, right = (arrays[name].reshape(-1, arrays[name].shape[2]) for name in ("left", "right"))
     own = np.arange(left.shape[1])

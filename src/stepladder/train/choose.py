@@ -15,6 +15,7 @@ from stepladder.evaluate.metrics import Matrix
 from stepladder.evaluate.reference import SEEN, Reference, reference_of, seen, to_metrics
 from stepladder.evaluate.scores import estimate, means
 from stepladder.predictors.artifact import Artifact
+from stepladder.train.after import fit_gbdt_after
 from stepladder.train.boost import fit_gbdt
 from stepladder.train.fit import Grams, Row, fit_logistic, fit_matrix, fit_mlp
 from stepladder.train.rows import Numbers, fit_rows, folds, has_classes, sample
@@ -43,11 +44,13 @@ SCORES: Mapping[str, Callable[[Matrix, Matrix], float]] = {
 
 
 class Candidate(NamedTuple):
-    """A way to fit one kind of predictor."""
+    """A way to fit one kind of predictor. ``whole`` is for all rows: it also fits what is not compared, the estimates
+    after an answer."""
 
     name: str
     kind: Kind
     fit: Fit
+    whole: Fit
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +96,7 @@ def candidates(data: Aligned, kind: Kind | Literal["auto"], *, classes: bool) ->
     def matrix(rows: Sequence[Row], stages: Sequence[str], seed: int) -> Artifact:
         return fit_matrix(rows, stages, classifier=classifier, seed=seed)
 
-    found = [Candidate(f"matrix, {classifier}", "matrix", matrix), Candidate("mlp", "mlp", fit_mlp)]
+    found = [Candidate(f"matrix, {classifier}", "matrix", matrix, matrix), Candidate("mlp", "mlp", fit_mlp, fit_mlp)]
     grams = Grams(request.text for request in data.requests)
     if kind in ("auto", "logistic"):
         found += _logistics(grams)
@@ -113,14 +116,18 @@ def _logistics(grams: Grams) -> list[Candidate]:
 
         return fit
 
-    return [Candidate(f"logistic, C = {penalty:g}", "logistic", fit_with(penalty)) for penalty in PENALTIES]
+    ways = {penalty: fit_with(penalty) for penalty in PENALTIES}
+    return [Candidate(f"logistic, C = {penalty:g}", "logistic", fit, fit) for penalty, fit in ways.items()]
 
 
 def _boosted(grams: Grams) -> Candidate:
     def fit(rows: Sequence[Row], stages: Sequence[str], seed: int) -> Artifact:
         return fit_gbdt(rows, stages, seed, grams=grams)
 
-    return Candidate("gbdt", "gbdt", fit)
+    def whole(rows: Sequence[Row], stages: Sequence[str], seed: int) -> Artifact:
+        return fit_gbdt_after(rows, stages, seed, grams=grams)
+
+    return Candidate("gbdt", "gbdt", fit, whole)
 
 
 def train(
@@ -148,7 +155,7 @@ def train(
         trials.append(_trial(candidate.name, some, out_of_fold(learn, some, fold_of, featurizer)))
     best = min(trials, key=lambda trial: trial.scores["logloss"])
     tick(f"{best.name}: all {len(data)} queries")
-    fit = next(each.fit for each in candidates(data, kind, classes=classes) if each.name == best.name)
+    fit = next(each.whole for each in candidates(data, kind, classes=classes) if each.name == best.name)
     artifact = fit(fit_rows(data), data.stages, seed)
     reference = reference_of(data)
     found = calibrate(best.estimates, some, reference, quality_loss)

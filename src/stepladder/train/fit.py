@@ -19,7 +19,7 @@ from stepladder.predictors.complexity import CLASSES, Complexity, LearnedComplex
 from stepladder.predictors.grams import BUCKETS, DENSE, hashed_grams
 from stepladder.predictors.matrix import by_rules
 from stepladder.predictors.mlp import INPUTS
-from stepladder.types import Request
+from stepladder.types import Attempt, Request
 
 Matrix = NDArray[np.float64]
 
@@ -39,7 +39,7 @@ class Row:
     """One measured outcome: ``quality`` in [0, 1] of the answer of stage number ``stage`` to ``text``.
 
     ``label`` is the question's class of complexity where somebody knows it; rows of one ``group`` rest on one fact
-    (None: each text is a group of its own).
+    (None: each text is a group of its own). ``answer`` is what the stage said, for fits that read answers.
     """
 
     text: str
@@ -47,6 +47,7 @@ class Row:
     quality: float
     label: Complexity | None = None
     group: int | None = None
+    answer: Attempt | None = None
 
 
 # ── the paper's network ──────────────────────────────────────────────────────

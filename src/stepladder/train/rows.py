@@ -21,9 +21,9 @@ def fit_rows(data: Aligned) -> list[Row]:
     known: dict[str, Complexity] = {name: name for name in CLASSES}
     labels = [known.get(level or "") for level in data.levels]
     return [
-        Row(request.text, stage, quality, label, group)
-        for request, line, label, group in zip(
-            data.requests, data.quality.tolist(), labels, data.groups.tolist(), strict=True
+        Row(request.text, stage, quality, label, group, answers[stage].attempt(data.stages[stage]))
+        for request, line, label, group, answers in zip(
+            data.requests, data.quality.tolist(), labels, data.groups.tolist(), data.rows, strict=True
         )
         for stage, quality in enumerate(line)
     ]
