@@ -10,6 +10,7 @@ StepladderError                      catch this one to catch them all
 ├── ArtifactError                    a predictor's artifact that is missing, foreign, damaged or of another ladder
 ├── ModelFileError                   a model file that is missing, no GGUF, or not the one its checksum names
 ├── EngineError                      an engine that cannot be started or was used after it was closed
+├── SandboxError                     a program that could not be run shut in
 ├── TraceError                       a trace store that cannot be opened, or a record that cannot be read
 └── AnswerError                      every allowed stage failed; carries the fault and the trace
 
@@ -96,6 +97,10 @@ class ModelFileError(StepladderError):
 
 class EngineError(StepladderError):
     """An engine that cannot work."""
+
+
+class SandboxError(StepladderError):
+    """A program that could not be run within its walls."""
 
 
 class TraceError(StepladderError):
