@@ -7,7 +7,7 @@ import asyncio
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -30,7 +30,9 @@ from stepladder.evaluate.graders import GRADERS
 from stepladder.evaluate.harvest import Harvest, harvest
 from stepladder.evaluate.journal import Journal
 from stepladder.evaluate.judging import check_gradable
+from stepladder.evaluate.problems import READERS
 from stepladder.evaluate.prompts import Prompt, from_tasks, read_prompts
+from stepladder.evaluate.sandbox import allow_unconfined
 from stepladder.evaluate.tasks import PARAMS
 from stepladder.evaluate.tasks.nano import SPLITS, generate
 from stepladder.traces.memory import MemoryTraceStore
@@ -44,32 +46,47 @@ USUAL_SLOTS = 4
 """``n_parallel`` of a local stage that sets none."""
 
 TELL_EVERY_S = 2.0
+NANO_TASKS = 1000
+CODE_TOKENS = 1024
+"""Room for a function with some words around it."""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     options.add_ladder(parser)
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--task", choices=("nano",), help="ask graded tasks that come with Stepladder")
+    source.add_argument("--task", choices=("nano", *READERS), help="ask nano's tasks, or a benchmark's of --file")
     source.add_argument("--prompts", metavar="FILE.jsonl", help="ask your own prompts, one JSON object a line")
     source.add_argument("--from", dest="traces", metavar="TRACES.sqlite3", help="take answers from traces, ask none")
-    parser.add_argument("--split", choices=SPLITS, default="train", help="of --task: which split (default: train)")
-    parser.add_argument("--n", type=int, default=1000, help="of --task: how many tasks (default: 1000)")
-    parser.add_argument("--seed", type=int, default=1, help="of --task: which tasks (default: 1)")
+    parser.add_argument("--file", metavar="FILE", help="of --task humaneval or mbpp: their JSON lines, plain or .gz")
+    parser.add_argument("--split", choices=SPLITS, help="of --task nano: which split (default: train)")
+    parser.add_argument("--n", type=int, help="of --task: how many tasks (default: 1000 of nano, all of a file)")
+    parser.add_argument("--seed", type=int, help="of --task nano: which tasks (default: 1)")
     parser.add_argument("--out", required=True, metavar="TABLE", help="the table to write, .parquet or .jsonl")
     parser.add_argument("--stages", metavar="A,B", help="ask these stages alone (default: all of the ladder)")
     grading = parser.add_mutually_exclusive_group()
     grading.add_argument("--grader", choices=sorted(GRADERS), help="compare all answers with their references so")
     grading.add_argument("--judge", metavar="STAGE", help="let this stage grade every answer")
     grading.add_argument("--agreement", action="store_true", help="quality is the share of other stages that agree")
+    parser.add_argument(
+        "--unconfined", action="store_true", help="where code cannot be shut in to be graded, run it with your rights"
+    )
     parser.add_argument("--at-once", type=int, default=8, metavar="N", help="calls at once to a stage (default: 8)")
     parser.add_argument("--max-cost", metavar="COST", help="refuse to start above this, and stop once it is spent")
     parser.add_argument(
-        "--max-tokens", type=int, metavar="N", help=f"longest answer (default: {PARAMS['max_tokens']} of --task)"
+        "--max-tokens",
+        type=int,
+        metavar="N",
+        help=f"longest answer (default: {PARAMS['max_tokens']} of nano, {CODE_TOKENS} of code)",
     )
     parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="default: 0")
 
 
 def run(args: argparse.Namespace) -> int:
+    with allow_unconfined() if args.unconfined else nullcontext():
+        return _run(args)
+
+
+def _run(args: argparse.Namespace) -> int:
     _check(args)
     job = _from_traces(args) if args.traces else _from_prompts(args)
     journal_path = _journal_path(args.out)
@@ -123,7 +140,8 @@ def _check(args: argparse.Namespace) -> None:
     outcomes.check_path(args.out)
     if not 1 <= args.at_once <= MOST_AT_ONCE:
         raise UsageError(f"--at-once: {args.at_once} does not lie between 1 and {MOST_AT_ONCE}")
-    if args.n < 1:
+    _check_task(args)
+    if args.n is not None and args.n < 1:
         raise UsageError(f"--n: {args.n} is less than 1")
     if args.max_tokens is not None and args.max_tokens < 1:
         raise UsageError(f"--max-tokens: {args.max_tokens} is less than 1")
@@ -131,6 +149,16 @@ def _check(args: argparse.Namespace) -> None:
         raise UsageError("--grader: traces hold no reference answers; give --judge or --agreement, or neither")
     if Path(args.out).exists() and not _journal_path(args.out).exists():
         raise UsageError(f"{args.out}: is there already, and no journal to go on from; name another --out or remove it")
+
+
+def _check_task(args: argparse.Namespace) -> None:
+    if args.task in READERS and args.file is None:
+        raise UsageError(f"--task {args.task} needs --file with its problems; docs/how-to/grade-code.md says which")
+    if args.task not in READERS and args.file is not None:
+        raise UsageError(f"--file goes with --task {' or '.join(READERS)}")
+    for flag in ("split", "seed"):
+        if args.task in READERS and getattr(args, flag) is not None:
+            raise UsageError(f"--{flag} goes with --task nano; {args.task} is asked in the file's order")
 
 
 def _from_prompts(args: argparse.Namespace) -> _Job:
@@ -192,14 +220,18 @@ def _harvest(args: argparse.Namespace) -> Harvest:
 def _prompts(args: argparse.Namespace) -> list[Prompt]:
     if args.prompts:
         return read_prompts(args.prompts)
+    if args.task in READERS:
+        return READERS[args.task](args.file)[: args.n]
     try:
-        return from_tasks(generate(args.split, args.n, args.seed), args.task)
+        number, seed = NANO_TASKS if args.n is None else args.n, 1 if args.seed is None else args.seed
+        return from_tasks(generate(args.split or "train", number, seed), args.task)
     except ValueError as error:
         raise UsageError(f"--n: {error}") from error
 
 
 def _params(args: argparse.Namespace) -> dict[str, Any]:
-    longest = args.max_tokens or (PARAMS["max_tokens"] if args.task else None)
+    usual = {"nano": PARAMS["max_tokens"], **dict.fromkeys(READERS, CODE_TOKENS)}
+    longest = args.max_tokens or usual.get(args.task)
     limit = {} if longest is None else {"max_tokens": longest}
     return {"temperature": args.temperature, **limit}
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
+from stepladder.evaluate.code import humaneval, mbpp
+
 Grader = Callable[[str, str], float]
 
 # A number with an optional sign, thousands commas and decimals. The sign counts only where no digit or word stands
@@ -61,7 +63,14 @@ def rouge_l(text: str, reference: str) -> float:
     return 2.0 * _common_length(found, expected) / (len(found) + len(expected))
 
 
-GRADERS: dict[str, Grader] = {"exact": exact, "numeric": numeric, "choice": choice, "rouge_l": rouge_l}
+GRADERS: dict[str, Grader] = {
+    "exact": exact,
+    "numeric": numeric,
+    "choice": choice,
+    "rouge_l": rouge_l,
+    "humaneval": humaneval,
+    "mbpp": mbpp,
+}
 
 
 def grade(name: str, text: str, reference: str) -> float:
