@@ -1,9 +1,10 @@
-"""`stepladder train` and `evaluate` on outcomes of real models: four ladders, two predictors, train → validation.
+"""`stepladder train` and `evaluate` on outcomes of real models: four ladders, train → validation.
 
-    python benchmarks/routing_first.py [--data ../shared/data] [--resamples 1000]
+    python benchmarks/routing_first.py [--ladders A,B,C,D] [--predictors mlp,logistic] [--data ../shared/data]
+                                       [--resamples 1000] [--out benchmarks/results/routing-first.json]
 
-Writes benchmarks/results/routing-first.json: the commands, and of each judgement the figures of the predictor, of the
-greedy policy along λ, and of the operating point that training calibrated.
+Writes the commands, and of each judgement the figures of the predictor before and after an answer, of the greedy policy
+and the cascade along λ, and of the operating point that training calibrated.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from stepladder.engines.threads import available_cores
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "routing-first.json"
-PREDICTORS = ("mlp", "logistic")
+
+SUMMARISED = ("greedy", "cascade", "oracle", "zero-router")
 
 LADDERS: Mapping[str, tuple[str, str, str]] = {
     "A": ("mmlu_pro", "Llama-2-7b-hf,Llama-2-13b-hf,Llama-2-70b-hf", "0.1,0.186,1"),
@@ -74,9 +76,10 @@ def one(ladder: str, predictor: str, folder: Path, args: argparse.Namespace) -> 
         "evaluate_s": taken[1],
         "n": found["n"],
         "overlap_left_out": found["overlap"]["queries"],
-        "before": found["predictor"]["before"],
-        "summary": {name: found["summary"][name] for name in ("greedy", "oracle", "zero-router")},
-        "calibrated": next((e for e in found["policies"] if lam is not None and e["lambda"] == lam), None),
+        **found["predictor"],
+        "fitted": found["artifact"]["kind"],
+        "summary": {name: found["summary"][name] for name in SUMMARISED if name in found["summary"]},
+        "calibrated": {e["name"]: e for e in found["policies"] if lam is not None and e["lambda"] == lam},
         "singles": [e for e in found["baselines"] if e["name"].startswith("single:")],
     }
 
@@ -84,21 +87,31 @@ def one(ladder: str, predictor: str, folder: Path, args: argparse.Namespace) -> 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("..") / "shared" / "data")
+    parser.add_argument("--ladders", default=",".join(LADDERS))
+    parser.add_argument("--predictors", default="mlp,logistic")
     parser.add_argument("--resamples", type=int, default=1000)
+    parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
+    pairs = [(ladder, name) for ladder in args.ladders.split(",") for name in args.predictors.split(",")]
     with tempfile.TemporaryDirectory() as folder:
-        runs = [one(ladder, name, Path(folder), args) for ladder in LADDERS for name in PREDICTORS]
+        runs = [one(ladder, name, Path(folder), args) for ladder, name in pairs]
     report = {
-        "command": f"python benchmarks/routing_first.py --resamples {args.resamples}",
+        "command": f"python benchmarks/routing_first.py {' '.join(sys.argv[1:])}",
         "machine": f"{platform.processor() or platform.machine()}, {available_cores()} cores",
         "runs": runs,
     }
-    RESULTS.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    args.out.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", "utf-8")
     for run in runs:
-        stages = "  ".join(f"{each['r2']:.3f} {each['auc']:.3f}" for each in run["before"]["per_stage"])
-        pooled = run["before"]["pooled"]
-        sys.stdout.write(f"{run['ladder']} {run['predictor']:8} {pooled['r2']:.3f} {pooled['auc']:.3f} | {stages}\n")
+        for when in ("before", "after"):
+            if when in run:
+                sys.stdout.write(f"{run['ladder']} {run['fitted']:8} {when:6} {figures(run[when])}\n")
     return 0
+
+
+def figures(found: Mapping[str, Any]) -> str:
+    """R² and AUC, pooled and by stage."""
+    lines = [found["pooled"], *found["per_stage"]]
+    return " | ".join(f"{each['r2']:.3f} {each['auc']:.3f}" for each in lines)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from stepladder.cli import main
 from stepladder.evaluate.outcomes import read, write
 from stepladder.predictors.artifact import load
 from stepladder.sync import Stepladder
+from stepladder.train import boost
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 PRICED = ["--stages", "small,medium,large", "--costs", "1,2,4"]
@@ -91,6 +93,36 @@ def test_the_judgement_as_json_and_html(trained, capsys):
     assert "<svg" in html
     assert "src=" not in html
     assert len(html) < 400_000
+
+
+def test_answers_that_tell_are_read_and_the_cascade_is_judged(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(boost, "TREES", 20)
+    table = [replace(row, pred="42" if row.quality else "?") for row in make_table(240, seed=2)]
+    write(table, tmp_path / "table.parquet")
+    words = ["train", "--outcomes", str(tmp_path / "table.parquet"), *PRICED, "--predictor", "gbdt"]
+    assert main([*words, "--out", str(tmp_path / "artifact")]) == 0
+    out, page = tmp_path / "out.json", tmp_path / "out.html"
+    assert evaluate(tmp_path, "--json", str(out), "--html", str(page)) == 0
+    found = json.loads(out.read_text("utf-8"))
+    before, after = (found["predictor"][when]["pooled"] for when in ("before", "after"))
+    assert set(before) == set(after)
+    assert after["r2"] > before["r2"] + 0.1
+    assert [each["stage"] for each in found["predictor"]["after"]["per_stage"]] == list(STAGES)
+    lines = {name: [e for e in found["policies"] if e["name"] == name] for name in ("greedy", "cascade")}
+    assert [e["lambda"] for e in lines["greedy"]] == [e["lambda"] for e in lines["cascade"]]
+    greedy, cascade = (found["summary"][name] for name in ("greedy", "cascade"))
+    assert cascade["gap_closed"] > greedy["gap_closed"]
+    assert not any("no estimates after an answer" in note for note in found["notes"])
+    assert "after its own answer" in page.read_text("utf-8")
+    assert "after its own answer" in capsys.readouterr().out
+
+
+def test_a_predictor_that_reads_no_answers_says_so(trained):
+    assert evaluate(trained, "--json", str(trained / "plain.json")) == 0
+    found = json.loads((trained / "plain.json").read_text("utf-8"))
+    assert set(found["predictor"]) == {"before"}
+    assert "cascade" not in found["summary"]
+    assert any("no estimates after an answer" in note for note in found["notes"])
 
 
 def test_the_same_twice(trained):

@@ -15,10 +15,10 @@ from stepladder import plugins
 from stepladder.cli import outcomes_options as options
 from stepladder.errors import UsageError
 from stepladder.evaluate.aligned import Aligned
-from stepladder.evaluate.html import page
+from stepladder.evaluate.html import WHEN, page
 from stepladder.evaluate.reference import Reference, from_metrics, overlap, reference_of, suited
 from stepladder.evaluate.report import report
-from stepladder.evaluate.scores import estimate
+from stepladder.evaluate.scores import Posterior, estimate
 from stepladder.predictors.artifact import Artifact, load
 
 OVERLAP_LIMIT = 0.1
@@ -77,8 +77,10 @@ def _judged(args: argparse.Namespace, artifact: Artifact, data: Aligned) -> dict
     reference, notes = _reference(artifact, data)
     lam = artifact.lambda_ if artifact.cost_unit == data.cost_unit else None
     predictor = plugins.load("predictors", artifact.kind)(artifact.stages, artifact.params, artifact.arrays)
-    estimates = estimate(predictor, plugins.load("features", artifact.features)(), data.requests)
-    found = report(data, estimates, reference, lam=lam, seed=options.seed(args), times=args.resamples)
+    featurizer = plugins.load("features", artifact.features)()
+    estimates = estimate(predictor, featurizer, data.requests)
+    after = Posterior(predictor, featurizer, data.requests)
+    found = report(data, estimates, reference, after=after, lam=lam, seed=options.seed(args), times=args.resamples)
     return {**found, "notes": [*notes, *found["notes"]]}
 
 
@@ -131,7 +133,8 @@ def _show(found: Mapping[str, Any]) -> None:
         soft_wrap=True,
     )
     console.print(_overlap_told(found["overlap"]), highlight=False, soft_wrap=True)
-    console.print(_predictor_table(found["predictor"]["before"]))
+    for when, figures in found["predictor"].items():
+        console.print(_predictor_table(WHEN[when], figures))
     console.print(_policy_table(found))
     console.print(_summary_table(found["summary"]))
     for note in found["notes"]:
@@ -145,13 +148,13 @@ def _overlap_told(facts: Mapping[str, Any]) -> str:
     return f"known from training and left out: {facts['queries']} queries"
 
 
-def _predictor_table(before: Mapping[str, Any]) -> Table:
-    pooled = before["pooled"]
+def _predictor_table(when: str, figures: Mapping[str, Any]) -> Table:
+    pooled = figures["pooled"]
     within = f"R² within stage {_figure(pooled['r2_within_stage'])}"
     if "r2_within_class" in pooled:
         within += f", within class and stage {_figure(pooled['r2_within_class'])}"
     table = _table(
-        f"predicted quality, before an answer; {within}",
+        f"predicted quality, {when}; {within}",
         "stage",
         "R²",
         "AUC",
@@ -161,7 +164,7 @@ def _predictor_table(before: Mapping[str, Any]) -> Table:
         "its floor",
         "n",
     )
-    for line in ({"stage": "all, pooled", **pooled}, *before["per_stage"]):
+    for line in ({"stage": "all, pooled", **pooled}, *figures["per_stage"]):
         table.add_row(line["stage"], *(_figure(line[name]) for name in SCORES[:-1]), str(line["n"]))
     return table
 

@@ -12,6 +12,8 @@ STYLE = (
     "table{border-collapse:collapse;margin:.5rem 0 1.5rem}td,th{padding:.2rem .7rem;border-bottom:1px solid #ddd;"
     "text-align:right}td:first-child,th:first-child{text-align:left}svg{max-width:100%;height:auto}"
 )
+STYLES = {"greedy": "o-", "cascade": "D-", "class-router": "s-", "zero-router": "--", "oracle": ":"}
+WHEN = {"before": "before an answer", "after": "after its own answer and those below it"}
 FIGURES = ("cost_save", "perf_gain", "apgr", "cpt50", "cpt80", "cost_auc", "gap_closed")
 
 
@@ -22,8 +24,7 @@ def page(found: Mapping[str, Any]) -> str:
         f"<p>{escape(_facts(found))}</p>",
         _overlap(found["overlap"]),
         _plot(found),
-        "<h2>Predicted quality, before an answer</h2>",
-        _predictor(found["predictor"]["before"]),
+        *(f"<h2>Predicted quality, {WHEN[when]}</h2>{_predictor(each)}" for when, each in found["predictor"].items()),
         f"<h2>Policies (costs in {escape(found['cost_unit'])})</h2>",
         _policies([*found["policies"], *found["baselines"]]),
         "<h2>Along λ, best points in hindsight</h2>",
@@ -49,9 +50,9 @@ def _overlap(facts: Mapping[str, Any]) -> str:
     return f"<p>{facts['queries']} queries known from training were left out.</p>"
 
 
-def _predictor(before: Mapping[str, Any]) -> str:
+def _predictor(figures: Mapping[str, Any]) -> str:
     names = ("r2", "auc", "brier", "logloss", "ece", "ece_floor", "n")
-    lines = [{"stage": "all, pooled", **before["pooled"]}, *before["per_stage"]]
+    lines = [{"stage": "all, pooled", **figures["pooled"]}, *figures["per_stage"]]
     return _table(("stage", *names), ([line["stage"], *(line[name] for name in names)] for line in lines))
 
 
@@ -101,7 +102,7 @@ def _plot(found: Mapping[str, Any]) -> str:
         return "<p>Install matplotlib for the curves.</p>"
     figure = Figure(figsize=(7.5, 4.5), layout="tight")
     axes = figure.add_subplot(xlabel=f"cost [{found['cost_unit']}]", ylabel="quality")
-    for name, style in (("greedy", "o-"), ("class-router", "s-"), ("zero-router", "--"), ("oracle", ":")):
+    for name, style in STYLES.items():
         points = [line for line in (*found["policies"], *found["baselines"]) if line["name"] == name]
         if points:
             axes.plot(*_points(points), style, label=name, markersize=3)

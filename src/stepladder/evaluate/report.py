@@ -5,20 +5,22 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from math import isfinite
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from stepladder.evaluate import compare
 from stepladder.evaluate.aligned import Aligned, expected_costs
-from stepladder.evaluate.compare import Bench, Family, Played
-from stepladder.evaluate.metrics import Vector, lambda_grid
+from stepladder.evaluate.compare import After, Bench, Family, Played
+from stepladder.evaluate.metrics import Matrix, Vector, lambda_grid
 from stepladder.evaluate.reference import Reference
 from stepladder.evaluate.scores import means, predictor_report
 from stepladder.policies.greedy import GreedyPolicy
 from stepladder.types import Estimates
 
 SCHEMA = 1
+OURS = ("greedy", "cascade")
+"""Families that are the predictor's own; all others are there to compare with."""
 
 
 def report(
@@ -26,22 +28,31 @@ def report(
     estimates: Sequence[Estimates],
     reference: Reference,
     *,
+    after: After | None = None,
     lam: float | None = None,
     seed: int = 0,
     times: int = 1000,
 ) -> dict[str, Any]:
     """Everything that ``evaluate`` says about estimates (one for each query of ``data``), as JSON values.
 
+    ``after`` gives the estimates after answers; where it says anything else than ``estimates`` does, a cascade is
+    played as well, and ``predictor`` has ``after``: stage i's quality estimated once the stages 0 to i answered.
     ``reference`` are the means of training rows, from which expected costs and the grid of λ follow; ``lam`` is a
     calibrated operating point to be played as well. ``seed`` feeds the bootstrap (``times`` resamples), the calibration
     floor and the policies' coin. Figures that have no value are null.
     """
     bench = Bench(data, expected_costs(data, reference.cost, reference.output_tokens), seed)
     grid = lambda_grid(reference.quality, _grid_costs(data, reference))
+    climbed = None if after is None else _climbed(bench, estimates, after)
     families, fixed, notes = _play(bench, estimates, reference, grid, lam)
-    ours = [each for each in families if each.name == "greedy"]
-    others = [each for each in families if each.name != "greedy"]
-    estimated = means(estimates, data.stages)
+    if climbed is None or after is None:
+        notes.insert(0, "no estimates after an answer: 'after' is left out of 'predictor', 'cascade' of the policies")
+    else:
+        families.append(_cascade(bench, estimates, after, climbed, compare.sweep(grid, lam)))
+        notes += _told(data)
+    ours = [each for each in families if each.name in OURS]
+    others = [each for each in families if each.name not in OURS]
+    judged = {"before": means(estimates, data.stages)} | ({} if climbed is None else {"after": climbed.own})
     found: dict[str, Any] = clean(
         {
             "schema": SCHEMA,
@@ -49,7 +60,8 @@ def report(
             "lambda_grid": grid.tolist(),
             "lambda_calibrated": lam,
             "predictor": {
-                "before": predictor_report(data.quality, estimated, data.stages, _chance(seed), classes=_classes(data))
+                when: predictor_report(data.quality, estimated, data.stages, _chance(seed), classes=_classes(data))
+                for when, estimated in judged.items()
             },
             "policies": _entries(data, [each for family in ours for each in family.played], seed, times),
             "baselines": _entries(data, [*fixed, *(each for family in others for each in family.played)], seed, times),
@@ -97,7 +109,7 @@ def _play(
     predicted = means(estimates, bench.data.stages)
     greedy = compare.curve(bench, "greedy", GreedyPolicy(), estimates, lambdas)
     families = [Family("greedy", greedy, predicted[:, -1] - predicted[:, 0])]
-    notes = ["no estimates after an answer: 'after' is left out of 'predictor'"]
+    notes = []
     by_class = compare.class_estimates(bench, reference.by_class)
     if by_class is None:
         notes.append("no class router: the classes of these queries, or their qualities in training, are not known")
@@ -109,6 +121,41 @@ def _play(
     families.append(Family("oracle", compare.oracle(bench, grid.tolist()), gain))
     alone = [*compare.singles(bench, estimates), *compare.pipelines(bench, estimates)]
     return families, [*alone, *compare.random_mixes(bench), *compare.zero_router(bench)], notes
+
+
+class _Climbed(NamedTuple):
+    """Estimates on the way up: ``own`` (n, k) of stage i once the stages 0 to i answered, ``first`` (n, k) of all
+    stages once the first did."""
+
+    own: Matrix
+    first: Matrix
+
+
+def _climbed(bench: Bench, estimates: Sequence[Estimates], after: After) -> _Climbed | None:
+    """None where answers never move an estimate."""
+    stages, way = bench.data.stages, []
+    for number, recorded in enumerate(bench.attempts):
+        way.append([after(number, recorded[: i + 1]) for i in range(len(stages))])
+    if all(found == before for line, before in zip(way, estimates, strict=True) for found in line):
+        return None
+    own = np.array([[found[stage].mean for stage, found in zip(stages, line, strict=True)] for line in way])
+    return _Climbed(own, means([line[0] for line in way], stages))
+
+
+def _cascade(
+    bench: Bench, estimates: Sequence[Estimates], after: After, climbed: _Climbed, lambdas: Sequence[float]
+) -> Family:
+    """The greedy rule asked again after every answer; ranked by what is to be gained once the first stage answered."""
+    played = compare.curve(bench, "cascade", GreedyPolicy(cascade=True), estimates, lambdas, after=after)
+    return Family("cascade", played, climbed.first[:, -1] - climbed.first[:, 0])
+
+
+def _told(data: Aligned) -> list[str]:
+    """What there is to say of the answers that were read."""
+    if all(row.confidence is None for line in data.rows for row in line):
+        return []
+    told = "estimates after an answer read the table's log probabilities; a server tells them only where it is asked to"
+    return [told]
 
 
 def _by_name(played: Sequence[Played]) -> list[Family]:
