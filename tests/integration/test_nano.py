@@ -102,6 +102,18 @@ def test_a_day_on_real_models_replays_to_the_same_actions(ladder):
         assert not differences([trace], parts.policies[trace.mode])
 
 
+def test_a_cascade_reads_its_answers_and_climbs_on_them(ladder):
+    climbs = 0
+    for task in JUDGED[:60]:
+        steps = ladder.ask(task.prompt, mode="cascade", lam=1000.0, temperature=0, logprobs=True).trace.steps
+        first, second = steps[0].view, steps[1].view
+        assert first.estimates != second.estimates
+        called = first.value(steps[0].decision.action.stage)
+        assert called == max(first.value(stage) for stage in first.stages)
+        climbs += sum(step.attempt is not None for step in steps) > 1
+    assert climbs  # and only because of what was answered: by the first estimates the first call was the best
+
+
 def test_the_stream_says_what_the_whole_reply_says(client):
     ask = {"model": "stepladder", "messages": say("What is 12 + 7?"), "temperature": 0, "seed": 1}
     whole = client.chat.completions.create(**ask)
