@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
+import platform
 import socket
 import subprocess
 import sys
@@ -125,6 +127,12 @@ def test_a_verdict_says_what_ended_the_tests() -> None:
 
 ALWAYS = "class Always:\n    def __eq__(self, other): return True\n    def __bool__(self): return True\n"
 
+
+def keyring() -> int:
+    """Our session keyring's number, where this is x86-64."""
+    return int(ctypes.CDLL(None).syscall(250, 0, -3, 0)) if platform.machine() == "x86_64" else 0
+
+
 HOSTILE = {
     "an endless loop at the top": "while True: pass",
     "an endless loop when called": "def double(x):\n    while True: pass",
@@ -213,6 +221,10 @@ HOSTILE = {
     "a program of its own": (
         "import os\ndef double(x):\n    open('p', 'w').write('#!/usr/bin/env python')\n    os.chmod('p', 0o777)\n"
         "    os.execv('./p', ['p'])"
+    ),
+    "the keyring of its parent": (
+        "import ctypes\nlibc = ctypes.CDLL(None)\ndef double(x):\n"
+        f"    return 2 * x if libc.syscall(250, 0, -3, 0) == {keyring()} else None"
     ),
     "tracing init": (
         "import ctypes\nlibc = ctypes.CDLL(None)\ndef double(x):\n"

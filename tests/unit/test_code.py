@@ -38,6 +38,10 @@ ANSWERS = {
     "the body": BODY,
     "the body after a line": "\n" + BODY,
     "the body whose first indentation was lost": BODY.lstrip(),
+    "a long body whose first indentation was lost": (
+        "for x in xs:\n        if x < 0:\n            x = x + 0\n            x = x + 0\n            x = x + 0\n"
+        "            x = x + 0\n\n    return sum(xs)"
+    ),
     "the body without indentation": "total = 0\nfor x in xs:\n    total += x\nreturn total",
     "the body, then words": BODY + "\nThis adds them; isn't it nice?",
     "the body, then another function": BODY + "\n\ndef other():\n    return 1\n\nprint(other(",

@@ -104,7 +104,8 @@ def _completed(prompt: str, text: str, name: str) -> str:
     text = text.strip("\n")
     bodies = (text, _INDENT + text.lstrip(), textwrap.indent(textwrap.dedent(text), _INDENT))
     wholes = (readable_prefix(f"{prompt.rstrip()}\n{body}\n") for body in bodies)
-    return max((whole for whole in wholes if _has_body(whole, name)), key=len, default="")
+    bodied = (whole for whole in wholes if _has_body(whole, name))
+    return max(bodied, key=lambda whole: (whole.count("\n"), len(whole)), default="")
 
 
 def _has_body(source: str, name: str) -> bool:

@@ -5,11 +5,12 @@
 - *network*: an own network namespace in which not even the loopback device is up; Unix sockets outside are neither
   seen by name nor by path;
 - *files*: an own root with the standard library and the system's libraries to read and nothing else: no home, no
-  ``/proc``, ``/sys`` or ``/etc``, no program to start. One empty directory of 16 MiB can be written; it is in memory
+  ``/proc``, ``/sys`` or ``/etc``, no ``bin``. One empty directory of 16 MiB can be written; it is in memory
   and goes with the process;
 - *other processes*: an own process namespace, so that no process outside has a number; its end is the end of all in it,
   of those too that left the group, the session or their parent;
-- *secrets*: an empty environment, no stdin, no file descriptor but those handed over, output into the void;
+- *secrets*: an empty environment, no stdin, no file descriptor but those handed over, an own keyring of the kernel,
+  output into the void;
 - *privileges*: another user id (where root starts it), no capability, ``no_new_privs``, no further user namespace;
 - *excess*: CPU seconds (each process), wall time (all), memory (address space of each process), processes and threads,
   size and number of files, no core dump.

@@ -9,7 +9,7 @@ answers with a line, then ``{"ready": true}`` or ``{"error": "..."}``.
 """
 
 # Started twice for every answer graded, hence without pathlib.
-# ruff: noqa: PTH103, PTH110, PTH112, PTH114, PTH115, PTH120, PTH123, PTH211
+# ruff: noqa: PTH103, PTH110, PTH112, PTH114, PTH115, PTH118, PTH120, PTH123, PTH211
 from __future__ import annotations
 
 import contextlib
@@ -35,6 +35,8 @@ MNT_DETACH = 2
 AT_FDCWD, AT_RECURSIVE = -100, 0x8000
 SYS_MOUNT_SETATTR = 442  # the same number on all architectures
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_CAPBSET_DROP, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 1, 4, 24, 36, 38
+SYS_KEYCTL = {"x86_64": 250, "aarch64": 219, "riscv64": 219, "ppc64le": 271, "s390x": 280}
+KEYCTL_JOIN_SESSION_KEYRING = 1
 CAPABILITY_VERSION_3 = 0x20080522
 MOST_CAPABILITIES = 64
 
@@ -142,7 +144,7 @@ def wall_in(root: str) -> None:
 def library_paths() -> Iterator[str]:
     """What Python needs: its standard library, and the system's libraries that it loads."""
     seen: list[str] = []
-    for path in (*LIBRARIES, *sys.path):
+    for path in (*LIBRARIES, os.path.join(sys.base_prefix, "lib"), *sys.path):
         real = os.path.realpath(path)
         if os.path.islink(path) and path in LIBRARIES:
             yield path
@@ -200,6 +202,9 @@ def resign(job: Job) -> None:
             os.setresuid(INNER_ID, INNER_ID, INNER_ID)
         header = (ctypes.c_uint32 * 2)(CAPABILITY_VERSION_3, 0)
         checked(libc.capset(header, (ctypes.c_uint32 * 6)()), "capset")
+    join = SYS_KEYCTL.get(os.uname().machine)
+    if join is not None:  # the parent's keyring may hold secrets; where the call is forbidden, it is to the inmate too
+        libc.syscall(ctypes.c_long(join), KEYCTL_JOIN_SESSION_KEYRING, None)
     checked(libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
     checked(libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0), "the signal on the parent's death")
 
