@@ -215,8 +215,10 @@ def _interrupted(*args, **more):
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["--judged", "0"], "--judged: 0 is less than 1"),
-        (["--judged", "99999999"], "--judged: no new"),
+        (["--judged", "0"], "--judged: 0 does not lie between 1 and 20000"),
+        (["--judged", "20001"], "--judged: 20001 does not lie between 1 and 20000"),
+        (["--judged", "19999"], "--judged: no new"),
+        (["--judged", "5", "--prompts", "mine.jsonl"], "--judged is of nano's prompts"),
         (["--seed", "-1"], "--seed: -1 should not be negative"),
         (["--resamples", "0"], "--resamples: 0 should be at least 1"),
         (["--quality-loss", "2"], "--quality-loss: '2' is a share"),
@@ -232,9 +234,11 @@ def _interrupted(*args, **more):
     ],
 )
 def test_flags_that_make_no_sense(tmp_path, monkeypatch, capsys, words, told):
-    if "99999999" in words:
+    if "19999" in words:
         monkeypatch.setattr(verb, "generate", _too_many)
-    assert reproduce(tmp_path / "out", *words, *([] if "--judged" in words else ["--judged", "5"])) == 2
+    assert (
+        reproduce(tmp_path / "out", *words, *([] if {"--judged", "--prompts"} & {*words} else ["--judged", "5"])) == 2
+    )
     assert told in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 

@@ -206,3 +206,14 @@ def test_logistic_arrays_of_another_ladder() -> None:
     artifact = fit_logistic(_telling_rows(), ("a", "b"))
     with pytest.raises(ArtifactError, match="should have weights"):
         LogisticPredictor(("a", "b", "c"), {}, artifact.arrays)
+
+
+def test_an_interrupted_fit_is_no_fit(rows: list[Row], monkeypatch: pytest.MonkeyPatch) -> None:
+    network = fit.sklearn_module("sklearn.neural_network")
+
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(network.MLPRegressor, "_backprop", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        fit_mlp(rows, STAGES)

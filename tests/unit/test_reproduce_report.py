@@ -200,6 +200,9 @@ def test_without_an_operating_point_the_page_says_so(found):
     reading = found["readings"]["measured"] | {"calibrated": {}}
     page = report.page(found | {"readings": {"measured": reading}}, with_plots=False)
     assert "No λ was found on training rows" in page
+    points = {OURS: {"lambda": None}}
+    told = report.summary(found | {"readings": {"measured": reading | {"operating_points": points}}})
+    assert "adaptive, ours: no λ on training rows keeps the loss within" in told
 
 
 # ── data ─────────────────────────────────────────────────────────────────────

@@ -67,7 +67,7 @@ def make_parser(words: Sequence[str] = ()) -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"stepladder {__version__}")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
     for name, told in VERBS.items():
-        verb = verbs.add_parser(name, help=told, description=f"{told[0].upper()}{told[1:]}.")
+        verb = verbs.add_parser(name, help=told, description=f"{told[0].upper()}{told[1:]}.", allow_abbrev=False)
         if name in words[:1]:
             module = cast(Verb, importlib.import_module(f"stepladder.cli.{name}"))
             module.arguments(verb)

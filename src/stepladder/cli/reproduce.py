@@ -49,6 +49,8 @@ SHIPPED_PROMPTS = 33_334
 JOURNAL = "answers.journal.jsonl"
 TABLES = ("judged.parquet", "train.parquet")
 
+JUDGED, MOST_JUDGED = 2000, 20_000
+
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     options.add_ladder(parser)
@@ -57,7 +59,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--prompts", metavar="FILE.jsonl", help="your own prompts, as for collect, each with a reference"
     )
-    parser.add_argument("--judged", type=int, default=2000, metavar="N", help="of nano: judged prompts (default: 2000)")
+    parser.add_argument("--judged", type=int, metavar="N", help=f"of nano: judged prompts (default: {JUDGED})")
     parser.add_argument("--seed", type=int, default=1, metavar="N", help="of prompts, fits and intervals (default: 1)")
     parser.add_argument("--resamples", type=int, default=1000, metavar="N", help="for the intervals (default: 1000)")
     parser.add_argument(
@@ -110,8 +112,10 @@ class _Job:
 
 def _check(args: argparse.Namespace) -> Plan:
     """What the flags amount to; raises UsageError and MissingExtraError before anything is read."""
-    if args.judged < 1:
-        raise UsageError(f"--judged: {args.judged} is less than 1")
+    if args.judged is not None and args.prompts:
+        raise UsageError("--judged is of nano's prompts; of your own, those are judged that are not trained on")
+    if args.judged is not None and not 1 <= args.judged <= MOST_JUDGED:
+        raise UsageError(f"--judged: {args.judged} does not lie between 1 and {MOST_JUDGED}")
     if args.resamples < 1:
         raise UsageError(f"--resamples: {args.resamples} should be at least 1")
     loss = table_options.share(args.quality_loss, "--quality-loss")
@@ -147,7 +151,7 @@ def _job(args: argparse.Namespace) -> _Job:
 
 def _nano_prompts(args: argparse.Namespace) -> list[Prompt]:
     try:
-        return from_tasks(generate("judged", args.judged, args.seed), NANO)
+        return from_tasks(generate("judged", args.judged or JUDGED, args.seed), NANO)
     except ValueError as error:
         raise UsageError(f"--judged: {error}") from error
 

@@ -6,12 +6,14 @@ import argparse
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 from rich.table import Table
 
 from stepladder import plugins
 from stepladder.cli import outcomes_options as options
 from stepladder.contracts import Predictor
+from stepladder.errors import UsageError
 from stepladder.evaluate.aligned import Aligned
 from stepladder.predictors.artifact import Artifact, save
 from stepladder.train.choose import Trained
@@ -36,6 +38,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     loss = options.share(args.quality_loss, "--quality-loss")
+    if Path(args.out).exists() and not Path(args.out).is_dir():
+        raise UsageError(f"--out: {args.out} is a file; name a folder, which is made where it is not there")
     data = options.read_table(args, options.words(args.stages, "--stages"), options.words(args.names, "--names"))
     featurizer = plugins.load("features", "paper")()
     trained = fit(

@@ -53,6 +53,11 @@ def summary(found: Found) -> str:
         f"{'':36}{'λ':>9}{'quality':>9}{'cost':>10}  {'cheaper, %':23}{'faster, %':23}of the oracle's saving",
     ]
     lines += [_summary_line(found, each) for each in _main(reading)]
+    lines += [
+        f"{TITLES[name]}: no λ on training rows keeps the loss within {found['quality_loss']:.1%}, so no operating point"
+        for name, point in reading["operating_points"].items()
+        if point["lambda"] is None
+    ]
     scores = found["predictors"]["measured_quality"]
     r2 = ", ".join(f"{TITLES[name]} {_number(each['pooled'])}" for name, each in scores.items())
     lines.append(f"R² on judged prompts, pooled: {r2} (the paper: {paper.R2})")
