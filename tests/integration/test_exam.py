@@ -388,13 +388,14 @@ def test_boxes_leave_no_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 @confined
-def test_a_box_ends_with_its_parent() -> None:
+def test_a_box_ends_with_its_parent(tmp_path: Path) -> None:
     program = (
         "import os, sys, time\nfrom stepladder.evaluate.sandbox import Box\n"
         "with Box('import time; time.sleep(3600)', None, confined=True) as box:\n"
         "    print(box._process.pid, flush=True)\n    os.kill(os.getpid(), 9)\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    place = {**os.environ, "TMPDIR": str(tmp_path)}  # an empty directory stays where the parent was killed
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, env=place)
     warden = Path("/proc") / done.stdout.strip()
     deadline = time.monotonic() + 10
     while warden.exists() and "Z" not in (warden / "stat").read_text() and time.monotonic() < deadline:
