@@ -17,7 +17,7 @@ from stepladder.predictors import history
 from stepladder.predictors.artifact import Artifact
 from stepladder.predictors.gbdt import AFTER
 from stepladder.predictors.history import UNTOLD, Signals
-from stepladder.train.boost import LEAF_ROWS, LEAVES, Prepared, before, depth, forest, prepared, stacked
+from stepladder.train.boost import LEAF_ROWS, LEAVES, Prepared, Tree, before, depth, forest, prepared, stacked
 from stepladder.train.fit import Grams, Matrix, Row
 from stepladder.types import Attempt
 
@@ -64,7 +64,7 @@ def fit_gbdt_after(
         inputs, quality, held = _stage(stage, asked, examples, known)
         if not len(quality):  # its queries told of no answer, or none was drawn
             return artifact
-        forests.append(forest(inputs, quality, held, seed, leaves, LEAF_ROWS * PER_QUERY))
+        forests.append(forest(inputs, quality, held, seed, Tree(leaves, LEAF_ROWS * PER_QUERY)))
         count += len(quality)
     return _with(artifact, stacked(forests), {"after_rows": count, "after_trees": sum(len(f.value) for f in forests)})
 

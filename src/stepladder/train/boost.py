@@ -100,7 +100,8 @@ def prepared(rows: Sequence[Row], stages: Sequence[str], grams: Grams | None = N
 def before(found: Prepared, stages: Sequence[str], seed: int, *, leaves: int = LEAVES) -> Artifact:
     """The artifact of the trees before an answer."""
     forests = [
-        forest(found.inputs[each.texts], each.quality, found.held[each.texts], seed, leaves) for each in found.asked
+        forest(found.inputs[each.texts], each.quality, found.held[each.texts], seed, Tree(leaves))
+        for each in found.asked
     ]
     arrays = {
         "weights": np.stack([line.weights for line in found.lines], axis=1).astype(np.float32),
@@ -189,17 +190,20 @@ def _ridge(grams: Any, quality: Matrix) -> _Linear:
 # ── the trees ────────────────────────────────────────────────────────────────
 
 
-def forest(
-    inputs: Matrix, quality: Matrix, held: NDArray[np.bool_], seed: int, leaves: int, leaf_rows: int = LEAF_ROWS
-) -> Forest:
+class Tree(NamedTuple):
+    """How large a tree may grow: leaves at the most, rows of a leaf at the least."""
+
+    leaves: int = LEAVES
+    leaf_rows: int = LEAF_ROWS
+
+
+def forest(inputs: Matrix, quality: Matrix, held: NDArray[np.bool_], seed: int, tree: Tree) -> Forest:
     """The trees of one stage; ``held`` marks the rows on which their number is chosen."""
     if not (quality > 0).any() or not (quality < 1).any():  # always right or always wrong: there is nothing to split
         mean = float(np.clip(quality[0], FEWEST, 1 - FEWEST))
         return _flat(float(np.log(mean / (1 - mean))))
-    trees = _best_number(
-        _grown(inputs[~held], quality[~held], seed, TREES, leaves, leaf_rows), inputs[held], quality[held]
-    )
-    model = _grown(inputs, quality, seed, trees, leaves, leaf_rows)
+    trees = _best_number(_grown(inputs[~held], quality[~held], seed, TREES, tree), inputs[held], quality[held])
+    model = _grown(inputs, quality, seed, trees, tree)
     if model is None:
         return _flat(0.0)
     found = _exported(model)
@@ -207,17 +211,17 @@ def forest(
     return found
 
 
-def _grown(inputs: Matrix, quality: Matrix, seed: int, trees: int, leaves: int, leaf_rows: int) -> Any:
+def _grown(inputs: Matrix, quality: Matrix, seed: int, trees: int, tree: Tree) -> Any:
     """scikit-learn's model; None where no row, or only rows of one kind, is there to learn from."""
     right, wrong = np.flatnonzero(quality > 0), np.flatnonzero(quality < 1)
     if not len(right) or not len(wrong):
         return None
     model = sklearn_module("sklearn.ensemble").HistGradientBoostingClassifier(
         max_iter=trees,
-        max_leaf_nodes=leaves,
+        max_leaf_nodes=tree.leaves,
         max_depth=DEPTH,
         learning_rate=RATE,
-        min_samples_leaf=leaf_rows,
+        min_samples_leaf=tree.leaf_rows,
         l2_regularization=1.0,
         early_stopping=False,
         random_state=seed,
