@@ -58,7 +58,11 @@ def test_nano_twice(table, tmp_path, capsys):
     assert "requests/s" in told.err
     assert "30 judged prompts, 180 training rows" in told.out
     assert {path.name for path in (tmp_path / "one").iterdir()} == WRITTEN | PICTURES
+    (tmp_path / "two").mkdir()
+    for name in ("frontier.png", "train.parquet"):
+        (tmp_path / "two" / name).write_bytes(b"an earlier run's")
     assert reproduce(tmp_path / "two", *asked, "--no-plots") == 0
+    assert not {"frontier.png", "train.parquet"} & {path.name for path in (tmp_path / "two").iterdir()}
     assert {path.name for path in (tmp_path / "two").iterdir()} == WRITTEN
     one, two = read(tmp_path / "one"), read(tmp_path / "two")
     assert without_times(one) == without_times(two)

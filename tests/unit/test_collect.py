@@ -467,6 +467,8 @@ def test_prompts_from_a_file(tmp_path):
         ("{", "line 2: is no JSON"),
         ("[]", "line 2: is no object"),
         ("{}", "line 2: needs either 'prompt' or 'messages'"),
+        ('{"prompt": "a", "splt": "train"}', "line 2: there is no key 'splt'; did you mean 'split'?"),
+        ('{"prompt": "a", "groupid": "g"}', "line 2: there is no key 'groupid'; did you mean 'group_id'?"),
         ('{"prompt": "a", "messages": []}', "line 2: needs either"),
         ('{"prompt": " "}', "line 2: prompt should be a text that is not empty"),
         ('{"messages": []}', "line 2: messages should be a list"),

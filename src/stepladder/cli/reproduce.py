@@ -303,14 +303,19 @@ def _write(
     for name, rows in zip(TABLES, (answers.judged, answers.training), strict=True):
         if rows:
             outcomes.write(rows, out / name)
+        else:
+            (out / name).unlink(missing_ok=True)  # an earlier run's, of other data
     created = found["run"]["date"]
     for each, name in zip(fitted, ("artifact-paper", "artifact"), strict=True):
         note = f"{each.name} of stepladder reproduce, {len(each.artifact.stages)} stages"
         save(replace(each.artifact, created=created, note=note), out / name)
     _put(out / "ten-prompts.jsonl", asking.ten_table(answers.ten))
     _put(out / "report.json", orjson.dumps(found, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
-    for name, data in pictures.items():
-        _put(out / name, data)
+    for name in plots.FILES:
+        if name in pictures:
+            _put(out / name, pictures[name])
+        else:
+            (out / name).unlink(missing_ok=True)
     _put(out / "report.md", page.encode())
 
 

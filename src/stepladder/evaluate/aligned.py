@@ -193,7 +193,8 @@ def _lines(
 
 def _no_split(rows: Sequence[OutcomeRow], split: str) -> None:
     known = sorted({row.split for row in rows if row.split is not None})
-    told = nearest(split, [*known, ALL]) if known else f"it names no splits at all: --split {ALL} takes every row"
+    none = f"it names no splits at all: give the prompts a 'split', or --split {ALL} takes every row"
+    told = nearest(split, [*known, ALL]) if known else none
     raise UsageError(f"the table has no rows of split '{split}' for these stages; {told}")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,9 @@ import orjson
 from stepladder.errors import UsageError
 from stepladder.evaluate.tasks import Task
 from stepladder.types import Request
+
+ALIKE = 0.8
+"""difflib's likeness from which an unknown key is taken for a slip."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +73,8 @@ def read_prompts(path: str | Path) -> list[Prompt]:
     """Prompts from JSON lines; raises UsageError that names the first bad line by number.
 
     Keys: ``prompt`` or ``messages``, and if wanted ``query_id`` (default: a hash of the messages), ``reference``,
-    ``grader``, ``dataset``, ``subset``, ``split``, ``group_id``, ``family``, ``level``; others are ignored.
+    ``grader``, ``dataset``, ``subset``, ``split``, ``group_id``, ``family``, ``level``; others are ignored, unless they
+    look like one of these: a split or a group that is lost by a slip would let training see what is judged.
     """
     found: list[Prompt] = []
     lines: dict[str, int] = {}
@@ -104,10 +109,19 @@ def _prompt(line: bytes, where: str) -> Prompt:
         raise UsageError(f"{where}: is no JSON: {error}") from error
     if not isinstance(values, dict):
         raise UsageError(f"{where}: is no object")
+    _refuse_slips(values, where)
     messages = _messages(values, where)
     texts = {name: _text(values, name, where) for name in _TEXTS}
     query_id = texts.pop("query_id") or f"q-{blake2b(orjson.dumps(messages), digest_size=6).hexdigest()}"
     return Prompt(query_id=query_id, messages=messages, where=where, **texts)
+
+
+def _refuse_slips(keys: Iterable[str], where: str) -> None:
+    known = ("prompt", "messages", *_TEXTS)
+    for key in keys:
+        close = () if key in known else get_close_matches(key, known, n=1, cutoff=ALIKE)
+        if close:
+            raise UsageError(f"{where}: there is no key '{key}'; did you mean '{close[0]}'?")
 
 
 _TEXTS = ("query_id", "reference", "grader", "dataset", "subset", "split", "group_id", "family", "level")

@@ -20,6 +20,9 @@ LINES: Mapping[str, tuple[str, str, str]] = {
 }
 
 
+FILES = ("frontier.png", "frontier.svg", "r2.png", "r2.svg")
+
+
 def draw(found: Found) -> dict[str, bytes]:
     """File name → picture, PNG and SVG of each; the same report gives the same files. Raises MissingExtraError."""
     try:

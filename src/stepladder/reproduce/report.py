@@ -54,7 +54,7 @@ def summary(found: Found) -> str:
     ]
     lines += [_summary_line(found, each) for each in _main(reading)]
     lines += [
-        f"{TITLES[name]}: no λ on training rows keeps the loss within {found['quality_loss']:.1%}, so no operating point"
+        f"{TITLES[name]}: no λ on training rows keeps the loss within {found['quality_loss']:.1%}: no operating point"
         for name, point in reading["operating_points"].items()
         if point["lambda"] is None
     ]
