@@ -307,7 +307,7 @@ def _figures(data: Aligned, family: Family, grid: Vector, weights: Matrix) -> Ma
     quality = weights @ np.column_stack([each.quality for each in family.played])
     cost = weights @ np.column_stack([each.cost for each in family.played])
     stage_quality, stage_cost = weights @ data.quality, weights @ data.cost
-    gaps = _gaps(data, family, grid, weights)
+    closed = gaps(data, family, grid, weights)
     lines = []
     for number, line in enumerate(weights):
         q, c, alone_q, alone_c = quality[number], cost[number], stage_quality[number], stage_cost[number]
@@ -317,7 +317,7 @@ def _figures(data: Aligned, family: Family, grid: Vector, weights: Matrix) -> Ma
                 metrics.perf_gain(q, float(alone_q.max())),
                 *_ranked(data, family.score, line),
                 metrics.cost_auc(q, c, alone_q, alone_c),
-                gaps[number],
+                closed[number],
             )
         )
     return np.array(lines, dtype=np.float64)
@@ -331,7 +331,7 @@ def _ranked(data: Aligned, score: Vector | None, weights: Vector) -> tuple[float
     return metrics.apgr(found), metrics.cpt(found, 0.5), metrics.cpt(found, 0.8)
 
 
-def _gaps(data: Aligned, family: Family, grid: Vector, weights: Matrix) -> list[float]:
+def gaps(data: Aligned, family: Family, grid: Vector, weights: Matrix) -> list[float]:
     """``metrics.gap_closed`` for each line of weights."""
     at = {each.lam: each for each in family.played}
     if any(lam not in at for lam in grid.tolist()):
