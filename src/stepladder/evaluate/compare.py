@@ -221,9 +221,18 @@ def zero_router(bench: Bench, points: int = MIXES) -> list[Played]:
 def class_estimates(bench: Bench, by_class: Mapping[str, Sequence[float]]) -> list[Estimates] | None:
     """The measured quality of each query's class on every stage; None where a query's class is not among them."""
     levels = bench.data.levels
-    if not by_class or any(level not in by_class for level in levels):
+    if not by_class or None in levels:
         return None
-    return as_estimates(np.array([by_class[str(level)] for level in levels]), bench.data.stages)
+    return looked_up([str(level) for level in levels], by_class, bench.data.stages)
+
+
+def looked_up(
+    cells: Sequence[str], means_of: Mapping[str, Sequence[float] | Vector], stages: Sequence[str]
+) -> list[Estimates] | None:
+    """The measured qualities of each query's cell, one for each stage; None where a query's cell is not among them."""
+    if any(cell not in means_of for cell in cells):
+        return None
+    return as_estimates(np.array([means_of[cell] for cell in cells]), stages)
 
 
 def oracle(bench: Bench, lambdas: Sequence[float]) -> list[Played]:

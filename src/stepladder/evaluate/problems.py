@@ -10,11 +10,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import orjson
-
 from stepladder.errors import UsageError
 from stepladder.evaluate.code import defined_names, is_python
-from stepladder.evaluate.prompts import Prompt
+from stepladder.evaluate.prompts import Prompt, gathered
 
 GZIP_MAGIC = b"\x1f\x8b"
 MBPP_SPLITS = ((10, "prompt"), (510, "test"), (600, "validation"), (974, "train"))
@@ -109,18 +107,7 @@ def _used(source: str) -> set[str]:
 
 
 def _read(path: Path, make: Callable[[Values, str], Prompt]) -> list[Prompt]:
-    lines: dict[str, int] = {}
-    found: list[Prompt] = []
-    for number, line in _lines(path):
-        where = f"{path}: line {number}"
-        prompt = make(_object(line, where), where)
-        if prompt.query_id in lines:
-            raise UsageError(f"{where}: task_id '{prompt.query_id}' stands on line {lines[prompt.query_id]} already")
-        lines[prompt.query_id] = number
-        found.append(prompt)
-    if not found:
-        raise UsageError(f"{path}: holds no problems")
-    return found
+    return gathered(path, _lines(path), make, id_name="task_id", what="problems")
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
@@ -131,16 +118,6 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
     except (OSError, EOFError) as error:
         raise UsageError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
     yield from ((number, line) for number, line in enumerate(io.BytesIO(content), start=1) if line.strip())
-
-
-def _object(line: bytes, where: str) -> Values:
-    try:
-        values = orjson.loads(line)
-    except orjson.JSONDecodeError as error:
-        raise UsageError(f"{where}: is no JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise UsageError(f"{where}: is no object")
-    return values
 
 
 def _text(values: Values, key: str, where: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from hashlib import blake2b
@@ -76,17 +76,33 @@ def read_prompts(path: str | Path) -> list[Prompt]:
     ``grader``, ``dataset``, ``subset``, ``split``, ``group_id``, ``family``, ``level``; others are ignored, unless they
     look like one of these: a split or a group that is lost by a slip would let training see what is judged.
     """
+    return gathered(path, _lines(Path(path)), _prompt, id_name="the query", what="prompts")
+
+
+def gathered(
+    path: str | Path,
+    lines: Iterable[tuple[int, bytes]],
+    make: Callable[[dict[str, Any], str], Prompt],
+    *,
+    id_name: str,
+    what: str,
+) -> list[Prompt]:
+    """A prompt of every numbered line, which holds a JSON object; ``make`` is told the object and where it stands.
+
+    Raises UsageError where a line is no object, an id comes twice (``id_name`` is what it is called there), or no line
+    holds any of ``what``.
+    """
     found: list[Prompt] = []
-    lines: dict[str, int] = {}
-    for number, line in _lines(Path(path)):
+    known: dict[str, int] = {}
+    for number, line in lines:
         where = f"{path}: line {number}"
-        prompt = _prompt(line, where)
-        if prompt.query_id in lines:
-            raise UsageError(f"{where}: the query '{prompt.query_id}' stands on line {lines[prompt.query_id]} already")
-        lines[prompt.query_id] = number
+        prompt = make(_object(line, where), where)
+        if prompt.query_id in known:
+            raise UsageError(f"{where}: {id_name} '{prompt.query_id}' stands on line {known[prompt.query_id]} already")
+        known[prompt.query_id] = number
         found.append(prompt)
     if not found:
-        raise UsageError(f"{path}: holds no prompts")
+        raise UsageError(f"{path}: holds no {what}")
     return found
 
 
@@ -102,13 +118,17 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
         raise UsageError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
-def _prompt(line: bytes, where: str) -> Prompt:
+def _object(line: bytes, where: str) -> dict[str, Any]:
     try:
         values = orjson.loads(line)
     except orjson.JSONDecodeError as error:
         raise UsageError(f"{where}: is no JSON: {error}") from error
     if not isinstance(values, dict):
         raise UsageError(f"{where}: is no object")
+    return values
+
+
+def _prompt(values: dict[str, Any], where: str) -> Prompt:
     _refuse_slips(values, where)
     messages = _messages(values, where)
     texts = {name: _text(values, name, where) for name in _TEXTS}

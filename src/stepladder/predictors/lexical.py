@@ -71,15 +71,17 @@ def numbers(text: str, counts: Sequence[float], *, known: bool = False) -> list[
     words = [token for token in found if token[0].isalpha()]
     drawn = [int(token[:_LONGEST_NUMBER]) for token in found if token[0].isdecimal()]
     logs = {word: _seen(counts[place(word)], known) for word in set(words)}
+    rare = [word for word in words if logs[word] < RARE]
     return [
         *_sizes(text, found, words, drawn),
         *_digits(drawn),
-        *_words(words, logs),
+        *_words(words, rare),
         *(float(text.count(sign)) for sign in SIGNS),
         *_places([float(number) for number in drawn], _FIRST),
         *_places([float(number % 10) for number in drawn], _FIRST),
         *_places([float(number) for number in drawn[::-1]], _LAST),
-        *_rare(words, logs),
+        *_places([float(len(word)) for word in rare], _OF_RARE),
+        *_places([logs[word] for word in rare], _OF_RARE),
         *_commonness(sorted(logs.values())),
     ]
 
@@ -102,18 +104,12 @@ def _digits(drawn: list[int]) -> tuple[float, ...]:
     return tuple(map(float, (largest, smallest, sum(drawn), max(digits, default=0), sum(digits), sum(last), carries)))
 
 
-def _words(words: list[str], logs: dict[str, float]) -> tuple[float, ...]:
+def _words(words: list[str], rare: list[str]) -> tuple[float, ...]:
     lengths = [len(word) for word in words]
-    rare = [word for word in words if logs[word] < RARE]
     last = rare[-1] if rare else ""
     mean = sum(lengths) / len(lengths) if lengths else 0.0
     longest = max(lengths, default=0)
     return tuple(map(float, (mean, longest, len(rare), sum(map(len, rare)), len(last), len(set(last)))))
-
-
-def _rare(words: list[str], logs: dict[str, float]) -> list[float]:
-    rare = [word for word in words if logs[word] < RARE]
-    return [*_places([float(len(word)) for word in rare], _OF_RARE), *_places([logs[word] for word in rare], _OF_RARE)]
 
 
 def _commonness(logs: list[float]) -> list[float]:

@@ -12,7 +12,7 @@ from stepladder.contracts import Featurizer
 from stepladder.errors import UsageError
 from stepladder.evaluate import compare
 from stepladder.evaluate.aligned import Aligned
-from stepladder.evaluate.metrics import Matrix, Vector
+from stepladder.evaluate.metrics import Matrix
 from stepladder.evaluate.reference import reference_of
 from stepladder.evaluate.scores import estimate
 from stepladder.predictors.artifact import Artifact
@@ -108,13 +108,6 @@ def families_of(data: Aligned) -> Cells | None:
     return None if any(None in pair for pair in pairs) else [f"{family}/{level}" for family, level in pairs]
 
 
-def looked_up(cells: Cells, means_of: Mapping[str, Vector], stages: Sequence[str]) -> list[Estimates] | None:
-    """The measured quality of each query's cell on every stage; None where a query's cell is not among them."""
-    if any(cell not in means_of for cell in cells):
-        return None
-    return compare.as_estimates(np.array([means_of[cell] for cell in cells]), stages)
-
-
 def look_up(
     name: str, judged: Aligned, train: Aligned, reading: Reading, quality_loss: float
 ) -> tuple[Router, choose.Calibrated] | None:
@@ -127,7 +120,7 @@ def look_up(
         return None
     of = np.array(there)
     means_of = {str(cell): train.quality[of == cell].mean(axis=0) for cell in np.unique(of)}
-    found = looked_up(here, means_of, judged.stages)
+    found = compare.looked_up(here, means_of, judged.stages)
     if found is None:
         return None
     data = priced(train, reading)

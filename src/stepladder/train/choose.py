@@ -97,11 +97,9 @@ def candidates(data: Aligned, kind: Kind | Literal["auto"], *, classes: bool) ->
         return fit_matrix(rows, stages, classifier=classifier, seed=seed)
 
     found = [Candidate(f"matrix, {classifier}", "matrix", matrix, matrix), Candidate("mlp", "mlp", fit_mlp, fit_mlp)]
-    grams = Grams(request.text for request in data.requests)
-    if kind in ("auto", "logistic"):
-        found += _logistics(grams)
-    if kind in ("auto", "gbdt"):
-        found.append(_boosted(grams))
+    if kind not in ("matrix", "mlp"):
+        grams = Grams(request.text for request in data.requests)
+        found += [*_logistics(grams), _boosted(grams)]
     if kind == "auto":
         return [each for each in found if each.kind != "matrix" or classifier == "learned"]
     return [each for each in found if each.kind == kind]
