@@ -46,6 +46,9 @@ from stepladder.types import (
 )
 
 STEPS_PER_STAGE = 4
+LOT = -1
+"""The step that a request's lot is drawn for: none of its real ones."""
+
 CHARS_PER_TOKEN_MAX = 16
 """No tokenizer in use packs ordinary text denser than this, so chars / 16 is a safe lower bound on tokens."""
 
@@ -222,6 +225,7 @@ class Router:
             attempts=history,
             spent=spent,
             coin=coin(parts.seed, climb.request.id, len(climb.steps)),
+            lot=coin(parts.seed, climb.request.id, LOT),
         )
 
     async def _call(self, climb: Climb, call: Call) -> AsyncGenerator[Delta | Attempt, None]:

@@ -144,10 +144,15 @@ class Features:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """Expected quality of one stage's answer in [0, 1], with its standard deviation."""
+    """Expected quality of one stage's answer in [0, 1], with the standard deviation of its outcome.
+
+    ``told`` is the standard deviation that the estimate itself will have once this stage's answer was seen: 0 where
+    answers tell nothing, and never above ``sd``. It is what makes an answer worth looking at before one decides.
+    """
 
     mean: float
     sd: float = 0.0
+    told: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,7 +290,8 @@ class View:
     """All that a policy may know at one step.
 
     ``stages`` are the allowed ones, cheapest first; ``costs`` are the expected marginal costs from here;
-    ``spent`` is what was billed so far; ``coin`` in [0, 1) is drawn from (seed, request id, step).
+    ``spent`` is what was billed so far. ``coin`` in [0, 1) is drawn from (seed, request id, step), ``lot`` from (seed,
+    request id): the same at every step of a request.
     """
 
     stages: tuple[str, ...]
@@ -295,6 +301,7 @@ class View:
     attempts: tuple[Attempt, ...] = ()
     spent: float = 0.0
     coin: float = 0.0
+    lot: float = 0.0
 
     def value(self, stage: str) -> float:
         """V = λ·Q − C of calling this stage now (DESIGN §1)."""

@@ -18,7 +18,7 @@ from stepladder.policies.fixed import FixedPolicy
 from stepladder.policies.greedy import GreedyPolicy
 from stepladder.policies.random_split import RandomSplitPolicy, split_for_cost
 from stepladder.policies.single import SinglePolicy
-from stepladder.router import coin, next_decision
+from stepladder.router import LOT, coin, next_decision
 from stepladder.types import Action, Attempt, Call, Cost, Estimate, Estimates, Fail, Stop, View
 
 After = Callable[[int, tuple[Attempt, ...]], Estimates]
@@ -78,6 +78,11 @@ class Bench:
         """The coin of each query's first step, as the router draws it."""
         return tuple(coin(self.seed, row[0].query_id, 0) for row in self.data.rows)
 
+    @cached_property
+    def lots(self) -> tuple[float, ...]:
+        """The lot of each query, as the router draws it."""
+        return tuple(coin(self.seed, row[0].query_id, LOT) for row in self.data.rows)
+
 
 def replay_query(
     bench: Bench, number: int, policy: Policy, estimates: Estimates, *, lam: float = 0.0, after: After | None = None
@@ -93,7 +98,7 @@ def replay_query(
     while True:
         known = after(number, made) if made and after is not None else estimates
         spent = sum(attempt.cost for attempt in made)
-        view = View(stages, lam, known, costs, made, spent, _coin(bench, number, len(made)))
+        view = View(stages, lam, known, costs, made, spent, _coin(bench, number, len(made)), bench.lots[number])
         action = next_decision(policy, view, action).action
         match action:
             case Call(stage):

@@ -109,24 +109,27 @@ def make_fault(kind: FaultKind = "server") -> Fault:
 
 
 def make_view(
-    quality: Mapping[str, float],
+    quality: Mapping[str, float | Estimate],
     costs: Mapping[str, float] | Sequence[float],
     *,
     lam: float = 5.0,
     allowed: Sequence[str] | None = None,
     attempts: Sequence[Attempt] = (),
     coin: float = 0.0,
+    lot: float = 0.0,
 ) -> View:
-    """A view of the stages that ``quality`` names, cheapest first; ``costs`` by name or in the same order."""
+    """A view of the stages that ``quality`` names, by means or estimates; ``costs`` by name or in the same order."""
+    known = {stage: each if isinstance(each, Estimate) else Estimate(each) for stage, each in quality.items()}
     prices = dict(costs) if isinstance(costs, Mapping) else dict(zip(quality, costs, strict=True))
     return View(
         stages=tuple(quality if allowed is None else allowed),
         lam=lam,
-        estimates=Estimates({stage: Estimate(mean) for stage, mean in quality.items()}),
+        estimates=Estimates(known),
         costs={stage: Cost(price) for stage, price in prices.items()},
         attempts=tuple(attempts),
         spent=sum(attempt.cost for attempt in attempts),
         coin=coin,
+        lot=lot,
     )
 
 

@@ -41,7 +41,7 @@ def random_view(stages: Sequence[str], chance: random.Random) -> View:
     allowed = [stage for stage in stages if chance.random() < 0.9]
     quality = {stage: chance.random() for stage in stages}
     lam = chance.choice((0.0, 0.5, 5.0, chance.uniform(0, 50)))
-    return make_view(quality, costs, lam=lam, allowed=allowed, coin=chance.random())
+    return make_view(quality, costs, lam=lam, allowed=allowed, coin=chance.random(), lot=chance.random())
 
 
 def _corners(stages: Sequence[str], chance: random.Random) -> Iterator[View]:
@@ -116,4 +116,13 @@ def _is_among(attempt: Attempt, attempts: tuple[Attempt, ...]) -> bool:
 
 
 def _plain(view: View) -> tuple[object, ...]:
-    return view.stages, view.lam, dict(view.estimates.stages), dict(view.costs), view.attempts, view.spent, view.coin
+    return (
+        view.stages,
+        view.lam,
+        dict(view.estimates.stages),
+        dict(view.costs),
+        view.attempts,
+        view.spent,
+        view.coin,
+        view.lot,
+    )

@@ -85,12 +85,13 @@ def _encode_step(step: Step, attempts: Sequence[Attempt]) -> dict[str, Any]:
     return {
         "stages": list(view.stages),
         "lam": view.lam,
-        "estimates": {name: [e.mean, e.sd] for name, e in view.estimates.stages.items()},
+        "estimates": {name: [e.mean, e.sd, e.told] for name, e in view.estimates.stages.items()},
         "calibrated": view.estimates.calibrated,
         "notes": dict(view.estimates.notes),
         "costs": {name: asdict(cost) for name, cost in view.costs.items()},
         "spent": view.spent,
         "coin": view.coin,
+        "lot": view.lot,
         "attempts_seen": len(view.attempts),
         "action": _encode_action(decision.action, attempts),
         "propensity": decision.propensity,
@@ -172,12 +173,13 @@ def _decode_step(raw: Mapping[str, Any], attempts: Sequence[Attempt]) -> Step:
         stages=tuple(raw["stages"]),
         lam=raw["lam"],
         estimates=Estimates(
-            {name: Estimate(mean, sd) for name, (mean, sd) in raw["estimates"].items()}, raw["calibrated"], raw["notes"]
+            {name: Estimate(*numbers) for name, numbers in raw["estimates"].items()}, raw["calibrated"], raw["notes"]
         ),
         costs={name: Cost(**cost) for name, cost in raw["costs"].items()},
         attempts=tuple(attempts[:seen]),
         spent=raw["spent"],
         coin=raw["coin"],
+        lot=raw.get("lot", 0.0),  # traces of before there were lots
     )
     decision = Decision(_decode_action(raw["action"], attempts), raw["propensity"], raw["values"], raw["reason"])
     return Step(view, decision, raw["decide_s"], None if raw["attempt"] is None else attempts[seen])
