@@ -27,7 +27,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "study": ("reproduce", "train", "evaluate"),
     "heart": ("router",),
     "parts": ("features", "predictors", "policies", "costs", "engines", "decoding", "traces"),
-    "words": ("contracts", "tokens", "types", "errors", "version"),
+    "words": ("contracts", "tokens", "types", "errors", "files", "version"),
 }
 WITHIN = {
     ("__main__", "cli"),  # python -m stepladder

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 import platform
 import shlex
 import sys
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -35,6 +33,7 @@ from stepladder.evaluate.outcomes import OutcomeRow
 from stepladder.evaluate.prompts import Prompt, from_tasks, read_prompts
 from stepladder.evaluate.tasks import PARAMS
 from stepladder.evaluate.tasks.nano import generate
+from stepladder.files import replace_file
 from stepladder.predictors.artifact import save
 from stepladder.reproduce import asking, plots, report
 from stepladder.reproduce import experiment as core
@@ -322,13 +321,6 @@ def _write(
 def _put(path: Path, data: bytes) -> None:
     """The old file or the whole new one."""
     try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-            Path(name).chmod(0o644)
-            Path(name).replace(path)
-        finally:
-            Path(name).unlink(missing_ok=True)
+        replace_file(path, data)
     except OSError as error:
         raise UsageError(f"{path}: cannot be written: {error.strerror or error}") from error

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
@@ -14,6 +12,7 @@ from statistics import fmean, median
 from typing import Any, NamedTuple
 
 from stepladder.errors import UsageError
+from stepladder.files import replace_file
 from stepladder.tokens import CHARS_PER_TOKEN
 from stepladder.types import Call, Trace
 
@@ -176,15 +175,9 @@ def _dot(left: Triple, right: Triple) -> float:
 
 def save_timings(timings: Mapping[str, StageTiming], path: str | Path) -> None:
     """Write timings as JSON, in one step; raises UsageError where the file cannot be written."""
-    path = Path(path)
     found = {"schema": SCHEMA, "stages": {name: asdict(timing) for name, timing in timings.items()}}
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(json.dumps(found, indent=2) + "\n")
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
+        replace_file(path, json.dumps(found, indent=2).encode() + b"\n")
     except OSError as error:
         raise UsageError(f"{path}: cannot be written: {error}") from error
 

@@ -7,18 +7,17 @@ answer was billed in any unit; where that unit is usd, ``cost_usd`` says the sam
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from importlib.util import find_spec
 from math import isfinite, isnan
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, BinaryIO, get_args
 
 import orjson
 
 from stepladder.errors import MissingExtraError, UsageError
+from stepladder.files import replacing
 from stepladder.types import EMPTY, Attempt, CostUnit, Request, Usage
 
 SUFFIXES = (".parquet", ".jsonl")
@@ -106,14 +105,11 @@ def write(rows: Sequence[OutcomeRow], path: str | Path) -> None:
     path = Path(path)
     check_path(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-        os.close(handle)
-        try:
-            _write_to(Path(name), rows, path.suffix)
-            Path(name).replace(path)
-        finally:
-            Path(name).unlink(missing_ok=True)
+        with replacing(path) as file:
+            if path.suffix == ".parquet":
+                _write_parquet(file, rows)
+            else:
+                file.writelines(_lines(rows))
     except OSError as error:
         raise UsageError(f"{path}: cannot be written: {error.strerror or error}") from error
 
@@ -299,17 +295,6 @@ def _values(column: Any) -> list[Any]:
 # ── writing ──────────────────────────────────────────────────────────────────
 
 
-def _write_to(path: Path, rows: Sequence[OutcomeRow], suffix: str) -> None:
-    if suffix == ".parquet":
-        _write_parquet(path, rows)
-    else:
-        with path.open("wb") as file:
-            file.writelines(_lines(rows))
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-    path.chmod(0o644)
-
-
 def as_json(row: OutcomeRow) -> dict[str, Any]:
     """The row's values by column, those that are there."""
     found = {field.name: getattr(row, field.name) for field in fields(row)}
@@ -323,7 +308,7 @@ def _lines(rows: Iterable[OutcomeRow]) -> Iterator[bytes]:
         yield orjson.dumps(as_json(row), default=dict, option=orjson.OPT_APPEND_NEWLINE)
 
 
-def _write_parquet(path: Path, rows: Sequence[OutcomeRow]) -> None:
+def _write_parquet(file: BinaryIO, rows: Sequence[OutcomeRow]) -> None:
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -334,4 +319,4 @@ def _write_parquet(path: Path, rows: Sequence[OutcomeRow]) -> None:
         if "messages" in values:
             values["messages"] = orjson.dumps(values["messages"], default=dict).decode()
     columns = {name: [values.get(name) for values in found] for name in COLUMNS}
-    parquet.write_table(pa.table(columns, schema=schema), path, compression="zstd", compression_level=12)
+    parquet.write_table(pa.table(columns, schema=schema), file, compression="zstd", compression_level=12)

@@ -13,9 +13,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import re
-import tempfile
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stepladder.errors import ArtifactError
+from stepladder.files import replace_file
 from stepladder.types import EMPTY, CostUnit
 
 SCHEMA = 1
@@ -92,7 +91,7 @@ def save(artifact: Artifact, folder: str | Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         arrays = _save_arrays(artifact.arrays, folder)
-        _replace(folder / MANIFEST, _json(_manifest(artifact, arrays), indent=2) + b"\n")
+        replace_file(folder / MANIFEST, _json(_manifest(artifact, arrays), indent=2) + b"\n")
         _drop_stale(folder, keep=arrays["file"] if arrays else None)
     except OSError as error:
         raise ArtifactError(f"{folder}: cannot be written: {error}") from error
@@ -127,22 +126,8 @@ def _save_arrays(arrays: Mapping[str, NDArray[Any]], folder: Path) -> dict[str, 
     blob = buffer.getvalue()
     sha256 = hashlib.sha256(blob).hexdigest()
     name = f"arrays-{sha256[:12]}.npz"
-    _replace(folder / name, blob)
+    replace_file(folder / name, blob)
     return {"file": name, "sha256": sha256}
-
-
-def _replace(path: Path, blob: bytes) -> None:
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(blob)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:  # re-raised: only the half-written file is cleared away
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def _drop_stale(folder: Path, keep: str | None) -> None:
