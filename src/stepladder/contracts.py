@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from stepladder.types import (
     Attempt,
@@ -21,6 +21,9 @@ from stepladder.types import (
     View,
 )
 
+LOGPROBS: Final = "logprobs"
+"""What a predictor may read of an attempt beside what every engine tells (``Predictor``)."""
+
 
 class Featurizer(Protocol):
     """Request and attempts so far → numbers. The same function in training and in serving."""
@@ -29,7 +32,11 @@ class Featurizer(Protocol):
 
 
 class Predictor(Protocol):
-    """Numbers → estimated quality of every stage: before an answer, and as a posterior after the answers seen."""
+    """Numbers → estimated quality of every stage: before an answer, and as a posterior after the answers seen.
+
+    One that rests on the log probabilities of an answer's tokens says so in an attribute ``reads``, a frozenset that
+    holds LOGPROBS. The router then asks stages that can tell them, for answers that it will look at.
+    """
 
     version: str
 

@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import time
 import uuid
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass, field, replace
 
-from stepladder.contracts import CostModel, Engine, Featurizer, Policy, Predictor, TraceStore
+from stepladder.contracts import LOGPROBS, CostModel, Engine, Featurizer, Policy, Predictor, TraceStore
 from stepladder.errors import AnswerError, NoStageError, RequestError, nearest
 from stepladder.tokens import usage_of
 from stepladder.types import (
@@ -30,6 +31,7 @@ from stepladder.types import (
     Decided,
     Decision,
     Delta,
+    EngineEvent,
     Fail,
     Fault,
     Ladder,
@@ -44,6 +46,8 @@ from stepladder.types import (
     View,
     message_text,
 )
+
+LOG = logging.getLogger("stepladder.router")
 
 STEPS_PER_STAGE = 4
 LOT = -1
@@ -102,6 +106,8 @@ class Router:
 
     def __init__(self, parts: Parts) -> None:
         self.parts = parts
+        self._mute: set[str] = set()
+        """Stages that turned out to refuse requests for log probabilities."""
 
     async def start(self) -> None:
         """Start every engine. The first that cannot raises EngineError or ModelFileError, and none stays started."""
@@ -230,11 +236,12 @@ class Router:
 
     async def _call(self, climb: Climb, call: Call) -> AsyncGenerator[Delta | Attempt, None]:
         stage = self.parts.ladder[call.stage]
-        engine = self.parts.engines[call.stage]
         request = climb.request if call.final else without_stream(climb.request)
+        asks = not call.final and self._reads_logprobs(request, stage)
+        events = self._telling(request, stage, call.draft) if asks else self._generate(request, stage, call.draft)
         began, pieces, made = self.parts.timer(), list[str](), None
         try:
-            async with aclosing(engine.generate(request, stage, call.draft)) as events:
+            async with aclosing(events):
                 async for event in events:
                     if isinstance(event, Attempt):
                         made = event
@@ -250,6 +257,39 @@ class Router:
             if made is not None:
                 made = self._book(climb, stage, made)
         yield made
+
+    def _generate(self, request: Request, stage: Stage, draft: Attempt | None) -> AsyncGenerator[EngineEvent, None]:
+        return self.parts.engines[stage.name].generate(request, stage, draft)
+
+    def _reads_logprobs(self, request: Request, stage: Stage) -> bool:
+        """True where the predictor reads log probabilities that the stage can tell and the caller did not ask for."""
+        wanted = LOGPROBS in getattr(self.parts.predictor, "reads", ()) and not asks_logprobs(request)
+        able = stage.name not in self._mute and LOGPROBS in self.parts.engines[stage.name].capabilities(stage)
+        return wanted and able
+
+    async def _telling(
+        self, request: Request, stage: Stage, draft: Attempt | None
+    ) -> AsyncGenerator[EngineEvent, None]:
+        """Ask with log probabilities, for the predictor: the attempt has them, its wire reply does not.
+
+        What we added must not break a request that is good without it. One that is refused is put again as it was, and
+        where it is answered then, the stage is not asked for them any more.
+        """
+        refused = False
+        async with aclosing(self._generate(with_logprobs(request), stage, draft)) as events:
+            async for event in events:
+                if not isinstance(event, Attempt):
+                    yield event
+                elif not (refused := event.fault is not None and event.fault.kind == "bad_request"):
+                    yield without_wire_logprobs(event)
+        if not refused:
+            return
+        async with aclosing(self._generate(request, stage, draft)) as events:
+            async for event in events:
+                if isinstance(event, Attempt) and event.is_answer:
+                    self._mute.add(stage.name)
+                    LOG.warning("stage '%s' has the capability 'logprobs' but refuses to tell them", stage.name)
+                yield event
 
     def _book(self, climb: Climb, stage: Stage, made: Attempt) -> Attempt:
         """Bill an attempt and keep it."""
@@ -388,6 +428,32 @@ def without_stream(request: Request) -> Request:
         return request
     kept = {key: value for key, value in request.params.items() if key not in ("stream", "stream_options")}
     return replace(request, params=kept)
+
+
+def asks_logprobs(request: Request) -> bool:
+    """True where the caller asks for log probabilities: a flag in chats, a number from 0 in completions."""
+    asked = request.params.get("logprobs")
+    return not (asked is None or asked is False) or bool(request.params.get("top_logprobs"))
+
+
+def with_logprobs(request: Request) -> Request:
+    """The same request, asking for the chosen tokens' log probabilities and for as little else as servers allow.
+
+    llama.cpp tells 20 tokens for each where no number is given, and none at all where it is 0.
+    """
+    wanted = {"logprobs": True, "top_logprobs": 1} if request.endpoint == "chat" else {"logprobs": 1}
+    return replace(request, params={**request.params, **wanted})
+
+
+def without_wire_logprobs(attempt: Attempt) -> Attempt:
+    """The attempt with a wire reply that tells no log probabilities, for a caller who asked for none."""
+    choices = None if attempt.raw is None else attempt.raw.get("choices")
+    if not isinstance(choices, list):
+        return attempt
+    bare = [
+        {**each, "logprobs": None} if isinstance(each, Mapping) and "logprobs" in each else each for each in choices
+    ]
+    return replace(attempt, raw={**(attempt.raw or {}), "choices": bare})
 
 
 def _position(kept: Attempt | None, attempts: Sequence[Attempt]) -> int | None:
