@@ -39,12 +39,25 @@ Pricing = Sequence[float] | TokenPrices | None
 
 
 @dataclass(frozen=True, eq=False)
+class Samples:
+    """Repeated answers of a stage to a query: their mean quality and their number, both (n, k)."""
+
+    mean: Matrix
+    count: Matrix
+
+    def take(self, numbers: NDArray[Any]) -> Samples:
+        """Those of some queries."""
+        return Samples(self.mean[numbers], self.count[numbers])
+
+
+@dataclass(frozen=True, eq=False)
 class Aligned:
     """n queries × k stages, cheapest stage first.
 
     ``rows[i][j]`` is what stage j made of query i. ``quality`` in [0, 1] and ``cost`` (what is billed, in
     ``cost_unit``) are (n, k). ``pricing`` is what the costs were made from. ``dropped`` counts the queries of the split
-    that lacked one of the stages, ``repeated`` the further rows of a query and stage of which only the first counts.
+    that lacked one of the stages, ``repeated`` the further rows of a query and stage: for quality and cost the first
+    alone counts, ``samples`` has them all (None where nothing was repeated).
     """
 
     stages: tuple[str, ...]
@@ -55,6 +68,7 @@ class Aligned:
     pricing: Pricing = None
     dropped: int = 0
     repeated: int = 0
+    samples: Samples | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -97,6 +111,7 @@ class Aligned:
             self.pricing,
             self.dropped,
             self.repeated,
+            None if self.samples is None else self.samples.take(numbers),
         )
 
     def mean_output_tokens(self) -> tuple[float, ...] | None:
@@ -122,13 +137,15 @@ def align(
     """
     rows = list(rows)
     _check_names(rows, models, names)
-    lines, dropped, repeated = _lines(rows, models, split)
+    lines, dropped, again = _lines(rows, models, split)
     if not lines:
         raise UsageError(f"no query of split '{split}' has outcomes of all of {', '.join(models)}: {dropped} have some")
     _check_prompts(lines)
     cost, unit = _costs(lines, models, pricing)
     quality = np.array([[row.quality for row in line] for line in lines], dtype=np.float64)
-    return Aligned(tuple(names or models), tuple(lines), quality, cost, unit, pricing, dropped, repeated)
+    stages, repeated = tuple(names or models), sum(map(len, again.values()))
+    samples = _samples(lines, quality, again) if again else None
+    return Aligned(stages, tuple(lines), quality, cost, unit, pricing, dropped, repeated, samples)
 
 
 def expected_costs(data: Aligned, mean_cost: Matrix, mean_output: Matrix | None) -> Matrix:
@@ -173,22 +190,40 @@ def _check_names(rows: Sequence[OutcomeRow], models: Sequence[str], names: Seque
         raise UsageError(f"{len(names)} names for {len(models)} stages; give one name to each, no name twice")
 
 
+Query = tuple[str | None, str]
+"""Dataset and id."""
+
+
 def _lines(
     rows: Sequence[OutcomeRow], models: Sequence[str], split: str
-) -> tuple[list[tuple[OutcomeRow, ...]], int, int]:
-    """Complete lines in the table's order, the number of incomplete ones, and of rows that came a second time."""
+) -> tuple[list[tuple[OutcomeRow, ...]], int, dict[tuple[Query, int], list[float]]]:
+    """Complete lines in the table's order, the number of incomplete ones, and the qualities of rows that came again."""
     column = {model: number for number, model in enumerate(models)}
-    found: dict[tuple[str | None, str], dict[int, OutcomeRow]] = {}
-    repeated = 0
+    found: dict[Query, dict[int, OutcomeRow]] = {}
+    again: dict[tuple[Query, int], list[float]] = {}
     for row in rows:
         if row.model in column and split in (ALL, row.split):
-            line = found.setdefault((row.dataset, row.query_id), {})
-            repeated += column[row.model] in line
-            line.setdefault(column[row.model], row)
+            query, stage = (row.dataset, row.query_id), column[row.model]
+            line = found.setdefault(query, {})
+            if stage in line:
+                again.setdefault((query, stage), []).append(row.quality)
+            line.setdefault(stage, row)
     if not found:
         _no_split(rows, split)
     lines = [tuple(line[j] for j in range(len(models))) for line in found.values() if len(line) == len(models)]
-    return lines, len(found) - len(lines), repeated
+    return lines, len(found) - len(lines), again
+
+
+def _samples(
+    lines: Sequence[tuple[OutcomeRow, ...]], quality: Matrix, again: Mapping[tuple[Query, int], list[float]]
+) -> Samples:
+    place = {(line[0].dataset, line[0].query_id): number for number, line in enumerate(lines)}
+    total, count = quality.copy(), np.ones_like(quality)
+    for (query, stage), further in again.items():
+        if query in place:  # not a query that lacks a stage
+            total[place[query], stage] += sum(further)
+            count[place[query], stage] += len(further)
+    return Samples(total / count, count)
 
 
 def _no_split(rows: Sequence[OutcomeRow], split: str) -> None:

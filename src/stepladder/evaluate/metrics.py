@@ -6,7 +6,7 @@ needs chance takes a ``numpy.random.Generator``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,6 +22,9 @@ CLIP = 1e-6
 
 RIGHT = 0.5
 """From this quality up an answer counts as right, where a figure knows only right and wrong."""
+
+NO_SIGNAL = 0.05
+"""Where less of the groups' spread than this is more than noise, a corrected R² would be a quotient of two noises."""
 
 CHUNK = 2_000_000
 """Numbers held at once while resampling."""
@@ -110,6 +113,110 @@ def outcome_spread(quality: Matrix, estimate: Matrix) -> float:
     if binary <= 0 or bool(np.isin(quality, (0.0, 1.0)).all()):
         return 1.0
     return min(float(np.sum((quality - estimate) ** 2)) / binary, 1.0)
+
+
+class Bin(NamedTuple):
+    """A bin of a reliability table: mean estimate, mean quality, and how many entries."""
+
+    estimate: float
+    quality: float
+    n: int
+
+
+def reliability(quality: Matrix, estimate: Matrix, bins: int = BINS) -> list[Bin]:
+    """The bins that ``ece`` adds up, lowest estimates first; bins that equal estimates left empty are not there."""
+    p = estimate.reshape(-1)
+    place = _bins(p, bins)
+    counts = np.bincount(place, minlength=bins)
+    said, was = (np.bincount(place, part.reshape(-1), minlength=bins) for part in (estimate, quality))
+    filled = np.flatnonzero(counts)
+    return [Bin(float(said[i] / counts[i]), float(was[i] / counts[i]), int(counts[i])) for i in filled]
+
+
+class Ceiling(NamedTuple):
+    """The highest R² that estimates can have: of ``single`` answers, and of the ``mean`` of a query's samples."""
+
+    single: float
+    mean: float
+
+
+def r2_ceiling(mean: Vector, samples: Vector) -> Ceiling:
+    """The R² of an estimator that knows every query's true success probability p, from repeated samples of a stage.
+
+    ``mean`` (n,) is the share of right answers among a query's ``samples`` (n,), which are at least 2. A right-or-wrong
+    answer varies by p(1 − p) about its p, so the best R² of one answer is Var(p)/(p̄(1 − p̄)), and that of the mean of m
+    answers Var(p)/Var(mean). Var(p) is taken without bias: Var(mean) − E[mean·(1 − mean)/(m − 1)], and p̄ is the mean
+    of the means. NaN where the means do not vary.
+    """
+    if not len(mean) or bool((samples < 2).any()):
+        raise ValueError("a ceiling needs queries with two samples or more")
+    spread = float(np.var(mean, ddof=1)) if len(mean) > 1 else 0.0
+    true = max(spread - float(np.mean(mean * (1 - mean) / (samples - 1))), 0.0)
+    middle = float(np.mean(mean))
+    once = middle * (1 - middle)
+    if spread <= 0 or once <= 0:
+        return Ceiling(float("nan"), float("nan"))
+    return Ceiling(min(true / once, 1.0), min(true / spread, 1.0))
+
+
+class GroupFit(NamedTuple):
+    """How well mean estimates of groups fit their mean qualities, on one stage.
+
+    ``raw`` is the R² as it stands, ``corrected`` without the noise of sampling, ``strict`` with a smaller correction of
+    the residual; ``signal`` is the share of the groups' spread that is no noise; ``groups`` (of 2 queries and more)
+    and their queries ``n`` were counted.
+    """
+
+    raw: float
+    corrected: float
+    strict: float
+    signal: float
+    groups: int
+    n: int
+
+
+def group_fit(quality: Vector, estimate: Vector, groups: Labels) -> GroupFit:
+    """R² of expected quality per group, weighted by the groups' sizes; all three are (n,).
+
+    With n_g queries in group g, means ȳ_g and p̄_g, and ȳ over all::
+
+        residual = Σ n_g (ȳ_g − p̄_g)²        total = Σ n_g (ȳ_g − ȳ)²        noise = Σ s²_g
+        raw       = 1 − residual / total
+        corrected = 1 − max(0, residual − noise) / (total − noise)
+
+    s²_g is the sample variance of y in the group (for right-or-wrong answers ȳ_g(1 − ȳ_g)·n_g/(n_g − 1)), so that
+    s²_g/n_g is the sampling variance of ȳ_g: even a perfect estimator misses ȳ_g by that much. It counts all of a
+    group's spread as noise, also what the estimator foresaw of it, and so is kind to good estimators; ``strict`` takes
+    Σ Var_g(y − p) from the residual instead, whose expectation is then 0 only for an estimator that is right about
+    every group. Groups of one query, whose variance is not known, are left out. NaN where noise is all there is.
+    """
+    number = np.unique(groups, return_inverse=True)[1].reshape(-1)
+    counts = np.bincount(number)
+    kept = counts[number] > 1
+    if not kept.any():
+        return GroupFit(*(float("nan"),) * 4, 0, 0)
+    y, p = quality[kept], estimate[kept]
+    number = np.unique(number[kept], return_inverse=True)[1].reshape(-1)
+    sizes = np.bincount(number)
+    mean_y, mean_p = (np.bincount(number, part) / sizes for part in (y, p))
+    residual, total = (float(sizes @ gap**2) for gap in (mean_y - mean_p, mean_y - y.mean()))
+    noise, foreseen = (_within(part, number, sizes) for part in (y, y - p))
+    true = total - noise
+    useful = true > NO_SIGNAL * total
+    return GroupFit(
+        1 - residual / total if total > 0 else float("nan"),
+        1 - max(0.0, residual - noise) / true if useful else float("nan"),
+        1 - max(0.0, residual - foreseen) / true if useful else float("nan"),
+        max(true, 0.0) / total if total > 0 else float("nan"),
+        len(sizes),
+        len(y),
+    )
+
+
+def _within(values: Vector, number: NDArray[np.intp], sizes: NDArray[np.intp]) -> float:
+    """Sum of the groups' sample variances."""
+    gap = values - (np.bincount(number, values) / sizes)[number]
+    return float(np.sum(np.bincount(number, gap**2) / (sizes - 1)))
 
 
 def _explained(residual: Matrix, deviation: Matrix) -> float:
@@ -216,6 +323,40 @@ def cost_auc(quality: Vector, cost: Vector, stage_quality: Vector, stage_cost: V
     return _area(heights, places) / (high - low)
 
 
+def aiq(quality: Vector, cost: Vector, stage_quality: Vector, stage_cost: Vector) -> float:
+    """AIQ: mean quality over the costs between the cheapest and the dearest single stage, along the curve's hull.
+
+    ``cost_auc`` of the non-decreasing upper hull of the points (T,): what mixing the policy's own settings by chance
+    reaches (RouterBench, arXiv 2403.12031, §3). NaN where all stages (k,) cost the same.
+    """
+    low, high = float(stage_cost.min()), float(stage_cost.max())
+    if high <= low:
+        return float("nan")
+    order = np.lexsort((-quality, cost))
+    points = list(zip(cost[order].tolist(), quality[order].tolist(), strict=True))
+    if points[0][0] > low:
+        points.insert(0, (low, float(stage_quality[stage_cost.argmin()])))
+    corners = _upper_hull(points)
+    x, y = np.array([corner[0] for corner in corners]), np.array([corner[1] for corner in corners])
+    places = np.r_[low, x[(x > low) & (x < high)], high]
+    return _area(np.asarray(np.interp(places, x, y), dtype=np.float64), places) / (high - low)
+
+
+def _upper_hull(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Corners of the concave hull of (cost, quality) in the order of cost, up to the highest quality."""
+    found: list[tuple[float, float]] = []
+    for x, y in points:
+        if found and y <= found[-1][1]:
+            continue
+        while len(found) > 1:
+            (ax, ay), (bx, by) = found[-2:]
+            if (by - ay) * (x - bx) > (y - by) * (bx - ax):
+                break
+            found.pop()
+        found.append((x, y))
+    return found
+
+
 class GapRecovered(NamedTuple):
     """A curve of the share of the quality gap between two stages over the share of calls to the stronger.
 
@@ -232,13 +373,9 @@ def gap_recovered(weak: Vector, strong: Vector, score: Vector, weights: Vector |
     Queries of equal score go together, and lines join the points, which is what breaking ties by chance gives on
     average. ``weights`` (n,) sum to 1. NaN where the strong stage is not the better one: there is no gap to recover.
     """
-    share = np.full(len(score), 1 / len(score)) if weights is None else weights
-    order = np.argsort(-score, kind="stable")
-    ends = np.r_[np.flatnonzero(np.diff(score[order])), len(score) - 1]
-    calls = np.r_[0.0, np.cumsum(share[order])[ends]]
-    gained = np.r_[0.0, np.cumsum((share * (strong - weak))[order])[ends]]
+    calls, gained = _sent(strong - weak, score, weights)
     gap = gained[-1]
-    return GapRecovered(calls / calls[-1], gained / gap if gap > 0 else np.full(len(gained), np.nan))
+    return GapRecovered(calls, gained / gap if gap > 0 else np.full(len(gained), np.nan))
 
 
 def apgr(curve: GapRecovered) -> float:
@@ -256,6 +393,27 @@ def cpt(curve: GapRecovered, share: float) -> float:
         return 0.0
     (x0, x1), (y0, y1) = curve.calls[at - 1 : at + 1], curve.recovered[at - 1 : at + 1]
     return float(x0 + (x1 - x0) * min((share - y0) / (y1 - y0), 1.0))
+
+
+def deferral(weak: Vector, strong: Vector, score: Vector, shares: Vector, weights: Vector | None = None) -> Vector:
+    """Quality (m,) where these ``shares`` (m,) of the queries, highest ``score`` first, go to the strong stage.
+
+    The deferral curve; arguments as for ``gap_recovered``, and it has values where there is no gap too.
+    """
+    calls, gained = _sent(strong - weak, score, weights)
+    lowest = float(np.mean(weak) if weights is None else weights @ weak)
+    found: Vector = lowest + np.interp(shares, calls, gained)
+    return found
+
+
+def _sent(gain: Vector, score: Vector, weights: Vector | None) -> tuple[Vector, Vector]:
+    """Share of the queries that went up, from 0 to 1, and the quality gained so far, as ``score`` falls."""
+    share = np.full(len(score), 1 / len(score)) if weights is None else weights
+    order = np.argsort(-score, kind="stable")
+    ends = np.r_[np.flatnonzero(np.diff(score[order])), len(score) - 1]
+    calls = np.r_[0.0, np.cumsum(share[order])[ends]]
+    gained: Vector = np.r_[0.0, np.cumsum((share * gain)[order])[ends]]
+    return calls / calls[-1], gained
 
 
 # ── λ ────────────────────────────────────────────────────────────────────────

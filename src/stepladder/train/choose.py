@@ -10,7 +10,7 @@ import numpy as np
 
 from stepladder.contracts import Featurizer, Predictor
 from stepladder.evaluate import metrics
-from stepladder.evaluate.aligned import Aligned, expected_costs
+from stepladder.evaluate.aligned import Aligned
 from stepladder.evaluate.metrics import Matrix
 from stepladder.evaluate.reference import SEEN, Reference, reference_of, seen, to_metrics
 from stepladder.evaluate.scores import estimate, means
@@ -18,6 +18,8 @@ from stepladder.predictors.artifact import Artifact
 from stepladder.train.after import fit_gbdt_after
 from stepladder.train.boost import fit_gbdt
 from stepladder.train.fit import Grams, Row, fit_logistic, fit_matrix, fit_mlp
+from stepladder.train.operating import Calibrated as Calibrated  # noqa: PLC0414 - also found under this module's name
+from stepladder.train.operating import calibrate as calibrate  # noqa: PLC0414
 from stepladder.train.rows import Numbers, fit_rows, folds, has_classes, sample
 
 Kind = Literal["matrix", "mlp", "logistic", "gbdt"]
@@ -31,9 +33,6 @@ PENALTIES = (0.1, 0.3, 1.0, 3.0, 10.0)
 FOLDS = 5
 COMPARED = 6000
 """Queries that cross-validation looks at, at the most: more would make `auto` slow and hardly change its choice."""
-
-LAMBDAS = 512
-"""Settings tried when λ is calibrated."""
 
 SCORES: Mapping[str, Callable[[Matrix, Matrix], float]] = {
     "logloss": metrics.log_loss,
@@ -60,15 +59,6 @@ class Trial:
     name: str
     estimates: Matrix
     scores: Mapping[str, float]
-
-
-@dataclass(frozen=True, eq=False)
-class Calibrated:
-    """An operating point: ``lam`` (None where there is none), and mean quality and cost there, out of fold."""
-
-    lam: float | None
-    quality: float
-    cost: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,44 +179,13 @@ def _trial(name: str, data: Aligned, estimates: Matrix) -> Trial:
     return Trial(name, estimates, {figure: score(data.quality, estimates) for figure, score in SCORES.items()})
 
 
-def calibrate(estimates: Matrix, data: Aligned, reference: Reference, quality_loss: float) -> Calibrated:
-    """The smallest λ at which the greedy rule loses at most ``quality_loss`` of the dearest stage's mean quality.
-
-    ``estimates`` (n, k) are out of fold. Tried are LAMBDAS quantiles of the λ at which some query changes its stage.
-    Where none will do, ``lam`` is None and the point told is the one with the highest quality.
-    """
-    expected = expected_costs(data, reference.cost, reference.output_tokens)
-    wanted = (1 - quality_loss) * float(data.quality[:, -1].mean())
-    best = Calibrated(None, -1.0, 0.0)
-    for lam in _turns(estimates, expected).tolist():
-        kept = (lam * estimates - expected).argmax(axis=1)
-        quality, cost = (float(part[np.arange(len(kept)), kept].mean()) for part in (data.quality, data.cost))
-        if quality >= wanted:
-            return Calibrated(lam, quality, cost)
-        if quality > best.quality:
-            best = Calibrated(None, quality, cost)
-    return best
-
-
-def _turns(estimates: Matrix, costs: Matrix) -> Matrix:
-    """λ from 0 up between the queries' own break-even points (C_j − C_i)/(Q_j − Q_i), and one beyond them all."""
-    turns = [np.zeros(1)]
-    for i in range(estimates.shape[1]):
-        for j in range(estimates.shape[1]):
-            gain, extra = estimates[:, j] - estimates[:, i], costs[:, j] - costs[:, i]
-            useful = (gain > 1e-9) & (extra > 0)
-            turns.append(extra[useful] / gain[useful])
-    found: Matrix = np.unique(np.quantile(np.concatenate(turns), np.linspace(0, 1, LAMBDAS)))
-    return np.append((found[1:] + found[:-1]) / 2, found[-1] * 2)
-
-
 def remember(artifact: Artifact, data: Aligned, reference: Reference, trial: Trial, calibrated: Calibrated) -> Artifact:
-    """The artifact with its λ, the hashes of its groups, the means of its rows and its scores out of fold."""
+    """The artifact with its λ, the hashes of its groups, the means of its rows, its scores and points out of fold."""
     figures = {f"{name}_out_of_fold": value for name, value in trial.scores.items() if np.isfinite(value)}
     return replace(
         artifact,
         arrays={**artifact.arrays, SEEN: seen(data)},
         lambda_=calibrated.lam,
         cost_unit=data.cost_unit,
-        metrics={**artifact.metrics, **figures, **to_metrics(reference, data.stages)},
+        metrics={**artifact.metrics, **figures, **to_metrics(reference, data.stages), **calibrated.metrics},
     )
