@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from stepladder.types import Attempt, Decision, Fail, Fault, View
+from stepladder.types import Attempt, Call, Decision, Fail, Fault, View
 
 
 def answers(view: View) -> tuple[Attempt, ...]:
@@ -30,6 +30,21 @@ def untried(view: View) -> tuple[str, ...]:
 def best_answer(view: View) -> Attempt | None:
     """The answer whose stage has the highest current posterior mean, the earliest of equals; None without answers."""
     return max(answers(view), key=lambda attempt: view.estimates[attempt.stage].mean, default=None)
+
+
+def draft_for(view: View, stage: str) -> Attempt | None:
+    """The best answer of a lower stage: the one above may read it in one pass instead of starting anew."""
+    below = set(view.stages[: view.stages.index(stage)])
+    lower = [attempt for attempt in answers(view) if attempt.stage in below and attempt.text]
+    return max(lower, key=lambda attempt: view.estimates[attempt.stage].mean, default=None)
+
+
+def climb(view: View, stage: str) -> Call:
+    """A call by a policy that looks again after every answer, with the best lower answer as its draft.
+
+    It is final only where nothing is in hand and nothing else could be called: only then is it certain to be kept.
+    """
+    return Call(stage, final=not answers(view) and len(untried(view)) == 1, draft=draft_for(view, stage))
 
 
 def give_up(view: View) -> Decision:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from stepladder.errors import UsageError, refuse_unknown
-from stepladder.policies.candidates import answers, best_answer, give_up, untried
+from stepladder.policies.candidates import best_answer, draft_for, give_up, untried
 from stepladder.types import Attempt, Call, Decision, Stop, View
 
 
@@ -55,15 +55,8 @@ def _climb_or_stop(view: View, left: tuple[str, ...], kept: Attempt) -> Decision
     best = _best(gains)
     told = f"climbing to {best} is worth {gains[best]:+.2f} (λ={view.lam:g})"
     if gains[best] > 0:
-        return Decision(Call(best, draft=_draft(view, best)), values=gains, reason=told)
+        return Decision(Call(best, draft=draft_for(view, best)), values=gains, reason=told)
     return Decision(Stop(kept), values=gains, reason=f"{kept.stage} is kept: {told}")
-
-
-def _draft(view: View, stage: str) -> Attempt | None:
-    """The best answer of a lower stage: the one above may read it in one pass instead of starting anew."""
-    below = set(view.stages[: view.stages.index(stage)])
-    lower = [attempt for attempt in answers(view) if attempt.stage in below and attempt.text]
-    return max(lower, key=lambda attempt: view.estimates[attempt.stage].mean, default=None)
 
 
 def _best(values: Mapping[str, float]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from math import isfinite
+from math import isfinite, sqrt
 
 from stepladder.contracts import Policy
 from stepladder.testing.fakes import make_attempt, make_view
@@ -39,9 +39,16 @@ def random_view(stages: Sequence[str], chance: random.Random) -> View:
     """A view before any attempt: random estimates, rising costs, a random price of quality, some stages left out."""
     costs = sorted(chance.choice((0.0, 1.0, chance.uniform(0, 5))) for _ in stages)
     allowed = [stage for stage in stages if chance.random() < 0.9]
-    quality = {stage: chance.random() for stage in stages}
+    quality = {stage: _estimate(chance) for stage in stages}
     lam = chance.choice((0.0, 0.5, 5.0, chance.uniform(0, 50)))
     return make_view(quality, costs, lam=lam, allowed=allowed, coin=chance.random(), lot=chance.random())
+
+
+def _estimate(chance: random.Random) -> Estimate:
+    """Any mean, with any doubt that a quality in [0, 1] can have, of which an answer will tell none, some or all."""
+    mean = chance.random()
+    doubt = chance.random() * sqrt(mean * (1.0 - mean))
+    return Estimate(mean, doubt, doubt * chance.choice((0.0, chance.random(), 1.0)))
 
 
 def _corners(stages: Sequence[str], chance: random.Random) -> Iterator[View]:
@@ -74,7 +81,7 @@ def _after(view: View, call: Call, chance: random.Random, fault_rate: float) -> 
     """The next view: one more attempt, other posteriors, and at times a stage fewer (a budget that ran out)."""
     failed = chance.random() < fault_rate
     attempt = make_attempt(call.stage, fault=chance.choice(FAULTS) if failed else None, cost=chance.random())
-    posterior = {stage: Estimate(chance.random()) for stage in view.estimates.stages}
+    posterior = {stage: _estimate(chance) for stage in view.estimates.stages}
     kept = view.stages if chance.random() < 0.9 else view.stages[:-1]
     return replace(
         view,
