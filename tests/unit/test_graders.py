@@ -54,9 +54,31 @@ def test_choice_reads_the_letter(text: str) -> None:
     assert choice(text, "B") == 1.0
 
 
-@pytest.mark.parametrize("text", ["A", "Berlin", "", "I would answer C"])
+@pytest.mark.parametrize("text", ["A", "Berlin", "", "I would answer C", "The answer is be"])
 def test_choice_rejects(text: str) -> None:
     assert choice(text, "B") == 0.0
+
+
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        ("A car needs fuel, so B is wrong.\n\nAnswer: C", "C"),
+        ("A. is wrong, since it floats.\nThe correct answer is **(D)**.", "D"),
+        ("I think that it is so. The answer is J", "J"),
+        ("The answer is B. Option A is too small.", "B"),
+        ("First answer: A. On second thoughts,\nfinal answer: option B", "B"),
+        ("Answer:\nE", "E"),
+        ("It is a matter of taste; choice F", "F"),
+        ("A Paris", "A"),
+    ],
+)
+def test_choice_reads_reasoning_that_ends_in_a_letter(text: str, letter: str) -> None:
+    assert choice(text, letter) == 1.0
+
+
+@pytest.mark.parametrize("text", ["A car needs fuel.", "I would not know", "The answer is a matter of taste."])
+def test_articles_and_pronouns_are_no_options(text: str) -> None:
+    assert choice(text, "A") == choice(text, "I") == 0.0
 
 
 def test_choice_needs_a_letter_to_compare_with() -> None:
@@ -72,7 +94,9 @@ def test_rouge_l_by_hand() -> None:
 
 
 def test_unknown_grader_is_named_with_the_valid_ones() -> None:
-    with pytest.raises(ValueError, match=r"'rouge'.*choice, exact, humaneval, mbpp, numeric, rouge_l"):
+    with pytest.raises(
+        ValueError, match=r"'rouge'.*bleu, choice, chrf, exact, humaneval, mbpp, meteor.*numeric, rouge_l"
+    ):
         grade("rouge", "a", "b")
 
 
@@ -106,7 +130,8 @@ def test_choice_never_fails_on_text(letter: str, text: str) -> None:
 
 
 def test_every_grader_is_reachable_by_name() -> None:
-    assert all(grade(name, "B 7", "B 7") == 1.0 for name in GRADERS if name not in {"humaneval", "mbpp"})
+    by_code, by_words = {"humaneval", "mbpp"}, {"meteor", "meteor_exact_stem"}
+    assert all(grade(name, "B 7", "B 7") == 1.0 for name in set(GRADERS) - by_code - by_words)
 
 
 @pytest.mark.parametrize("name", ["humaneval", "mbpp"])

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 
 from stepladder.evaluate.code import humaneval, mbpp
+from stepladder.evaluate.text_scores import bleu, chrf, meteor, meteor_exact_stem
 
 Grader = Callable[[str, str], float]
 
@@ -13,8 +14,11 @@ Grader = Callable[[str, str], float]
 # before it, so that "9-5" ends in 5, not in -5.
 _NUMBER = re.compile(r"(?:(?<![\w)])-)?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|(?:(?<![\w)])-)?\.\d+")
 _WORD = re.compile(r"\w+")
-_LEADING_LETTER = re.compile(r"^\W*([A-Za-z])(?:\W|$)")
-_NAMED_LETTER = re.compile(r"\b(?:answer|option|choice)\b(?:\s+is)?\W*([A-Za-z])\b", re.IGNORECASE)
+# An option's letter stands alone. An "a" or "I" that a small word follows is an article or a pronoun, no option.
+_ALONE = r"(?![aAiI]\s+[a-z])([A-Za-z])(?:\W|$)"
+_LEADING_LETTER = re.compile(rf"^\W*{_ALONE}")
+_NAMED_LETTER = re.compile(rf"\b(?i:answer|option|choice)\b(?i:\s+is)?\W*{_ALONE}")
+_FINAL_LETTER = re.compile(rf"\b(?i:answer)\b(?i:\s+is)?(?i:\W+(?:option|choice)\b)?\W*{_ALONE}[^\n]*\s*\Z")
 
 RELATIVE_TOLERANCE = 1e-6
 ABSOLUTE_TOLERANCE = 1e-9
@@ -43,7 +47,8 @@ def numeric(text: str, reference: str) -> float:
 def choice(text: str, reference: str) -> float:
     """1.0 if the option letter that `text` gives is the reference's ("B", "(b)", "B. Paris", "The answer is B").
 
-    A letter at the start that stands alone counts first, then one after "answer", "option" or "choice".
+    A letter that the last line names after "answer" counts first, then one at the start that stands alone, then one
+    after "answer", "option" or "choice": so both a bare letter and reasoning that ends in "Answer: B" are read.
     Raises ValueError if the reference names no letter.
     """
     expected = _letter(reference)
@@ -68,6 +73,10 @@ GRADERS: dict[str, Grader] = {
     "numeric": numeric,
     "choice": choice,
     "rouge_l": rouge_l,
+    "bleu": bleu,
+    "chrf": chrf,
+    "meteor": meteor,
+    "meteor_exact_stem": meteor_exact_stem,
     "humaneval": humaneval,
     "mbpp": mbpp,
 }
@@ -92,7 +101,7 @@ def _last_number(text: str) -> float | None:
 
 
 def _letter(text: str) -> str | None:
-    found = _LEADING_LETTER.match(text) or _NAMED_LETTER.search(text)
+    found = _FINAL_LETTER.search(text) or _LEADING_LETTER.match(text) or _NAMED_LETTER.search(text)
     return found.group(1).upper() if found else None
 
 
