@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import log1p, nan
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stepladder.errors import ArtifactError
 from stepladder.predictors.history import (
+    ALL_SIGNALS,
     SIGNALS,
     UNKNOWN,
     UNTOLD,
+    Signals,
     answered,
+    cut_to,
     final_answer,
+    known_signals,
     names,
     normal,
     numbers,
+    read,
 )
 from stepladder.types import Attempt, Fault, Usage
 
@@ -100,3 +108,129 @@ def test_any_history_has_all_columns_in_their_ranges(stages: list[str], text: st
     assert told["answers"] == len(stages)
     assert all(value == UNKNOWN or value >= 0 for value in told.values())
     assert told == line(*reversed(made))
+
+
+# ── more signals ─────────────────────────────────────────────────────────────
+
+
+def more(text: str, prompt: str | None = None, **made: Any) -> Signals:
+    return read(Attempt("a", text, **made), ALL_SIGNALS, prompt=prompt)
+
+
+def test_log_probabilities_of_tokens() -> None:
+    told = (-9.0, *(-1.0,) * 4, *(-0.5,) * 8)
+    found = more("4", usage=Usage(3, 13), logprobs=told)
+    assert (found.min_logprob, found.tail_logprob) == (-9.0, -0.5)
+    assert found.logprob == pytest.approx(sum(told) / 13)
+    mean = more("4", usage=Usage(3, 13), logprobs=(-0.5,))
+    assert (mean.logprob, mean.min_logprob, mean.tail_logprob) == (-0.5, UNTOLD, UNTOLD)
+    one = more("4", usage=Usage(3, 1), logprobs=(-0.5,))
+    assert (one.min_logprob, one.tail_logprob) == (-0.5, -0.5)
+    assert more("4", usage=Usage(3, 2), logprobs=(-1.0, float("-inf"))).min_logprob == UNTOLD
+
+
+@pytest.mark.parametrize(
+    ("text", "share"), [("", 0), ("1234", 1), ("a1", 0.5), ("ten", 0), ("é1\ud8001", 0.5), ("٣", 0)]
+)
+def test_digits(text: str, share: float) -> None:
+    assert more(text).digits == share
+
+
+@pytest.mark.parametrize(
+    ("text", "share"),
+    [
+        ("", 0),
+        ("one two three", 0),
+        ("yes\nno\nyes\n\nyes", 0.5),
+        ("a b c d a b c d", 0.2),
+        ("again " * 104, 1 - 1 / 97),
+    ],
+)
+def test_repeats(text: str, share: float) -> None:
+    assert more(text).repeats == pytest.approx(share)
+
+
+def test_overlap_with_the_prompt() -> None:
+    assert more("What is 2+2? four", "what IS 2+2?").same_as_prompt == 0.75
+    assert more("", "what").same_as_prompt == 0
+    assert more("what").same_as_prompt == UNKNOWN
+
+
+@pytest.mark.parametrize(
+    ("text", "parses"),
+    [
+        ("Here:\n```python\ndef f(x):\n    return x\n```\nDone.", 1),
+        ("```\nx = 1\n```", 1),
+        ("```py title\nx = (1\n```", 0),
+        ("```js\nlet x = 1\n```", UNKNOWN),
+        ("def f(x):\n    return x\n", 1),
+        ("import of goods rose", 0),
+        ("The answer is 4.", UNKNOWN),
+        ("```python\nx = '\\d'", 1),
+        ("```python\nx = (", 0),
+        ("```python\n" + "x = 1\n" * 400 + "```", UNKNOWN),
+        ("." * 1990 + "```python\nx = (1,\n 2)\n```", UNKNOWN),
+    ],
+)
+def test_code(text: str, parses: float) -> None:
+    assert more(text).code == parses
+
+
+def test_consistency_of_choices() -> None:
+    def said(*texts: str) -> Any:
+        return {"choices": [{"index": n, "message": {"content": text}} for n, text in enumerate(texts)]}
+
+    assert more("so 4", raw=said("so 4", "= 4", "5")).consistency == 0
+    assert more("= 4", raw=said("= 4", "it is\n= 4", "5")).consistency == 0.5
+    assert more("", raw=said("", "")).consistency == 0
+    for alone in (None, said("4"), {"choices": "odd"}):
+        assert more("4", raw=alone).consistency == UNKNOWN
+
+
+def test_agreement_with_each_higher_stage() -> None:
+    made = (Attempt("a", "4"), Attempt("c", "= 4"))
+    told = dict(zip(names(3, ("agree_up",)), numbers(answered(made, STAGES), 3, ("agree_up",)), strict=True))
+    assert told == {"agree_up 0 1": UNKNOWN, "agree_up 0 2": 1, "agree_up 1 2": UNKNOWN, "answers": 2}
+    assert numbers(answered((Attempt("a", ""), Attempt("b", "")), STAGES), 2, ("agree_up",))[0] == 0
+    assert numbers(answered((Attempt("a", "4"), Attempt("b", "5")), STAGES), 2, ("agree_up",))[0] == 0
+
+
+@pytest.mark.parametrize("signals", [None, [], "tokens", ["tokens", "tokens"], ["tokens", 3], [["tokens"]]])
+def test_lists_of_signals_that_are_none(signals: object) -> None:
+    with pytest.raises(ArtifactError, match="signal"):
+        known_signals(signals)
+
+
+def test_a_signal_of_another_version_is_named() -> None:
+    assert known_signals(list(ALL_SIGNALS)) == ALL_SIGNALS
+    with pytest.raises(ArtifactError, match="'min_logprobs'.*min_logprob.*train"):
+        known_signals([*SIGNALS, "min_logprobs"])
+
+
+# ── the beginning of an answer ───────────────────────────────────────────────
+
+
+def test_a_prefix_is_cut_where_the_tokens_end() -> None:
+    tokens = [{"token": "fo"}, {"token": "ur"}, {"token": "teen"}]
+    raw = {"choices": [{"index": 1, "text": "x"}, {"index": 0, "logprobs": {"content": tokens}}]}
+    made = Attempt("a", "fourteen", Usage(9, 3), 1.0, finish_reason="length", logprobs=(-1.0, -2.0, -3.0), raw=raw)
+    found = cut_to(made, 2)
+    assert (found.text, found.usage, found.logprobs, found.finish_reason) == ("four", Usage(9, 2), (-1.0, -2.0), None)
+    older = replace(made, raw={"choices": [{"logprobs": {"tokens": ["fo", "ur", "teen"]}}]})
+    assert cut_to(older, 1).text == "fo"
+    assert read(made, prefix=2) == read(found)
+    assert read(made, prefix=3).cut == 1
+
+
+@pytest.mark.parametrize("raw", [None, {"choices": []}, {"choices": [{"logprobs": {"content": ["odd"]}}]}])
+def test_a_prefix_of_unknown_tokens_is_a_share_of_the_text(raw: Any) -> None:
+    made = Attempt("a", "fourteen", Usage(9, 4), logprobs=(-1.0,), raw=raw)
+    assert [cut_to(made, tokens).text for tokens in (1, 3, 4)] == ["fo", "fourte", "fourteen"]
+    assert (cut_to(made, 3).logprobs, cut_to(made, 4).logprobs) == (None, (-1.0,))
+    assert cut_to(replace(made, usage=Usage(9, 0)), 1).text == "fourteen"
+
+
+@pytest.mark.parametrize("tokens", [0, -1])
+def test_a_prefix_of_no_tokens_is_refused(tokens: int) -> None:
+    with pytest.raises(ValueError, match=f"{tokens} tokens"):
+        read(Attempt("a", "4"), prefix=tokens)

@@ -3,32 +3,67 @@
 A signal that is not known has a value of its own, outside of the range that known ones have (UNKNOWN, and UNTOLD for
 log probabilities, which are never above 0), rather than NaN. One split of a tree then sets it apart, on the side that
 suits, and trees need no bit in every node that says where a missing number goes.
+
+Signals go by their names: an artifact keeps the list that it was fitted with, and reads that one for good.
 """
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from math import isfinite, log1p
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from stepladder.types import Attempt
+from stepladder.errors import ArtifactError, nearest
+from stepladder.types import Attempt, message_text
 
 UNKNOWN = -1.0
 """A length, a count or a share that is not known."""
 
 UNTOLD = 1.0
-"""A mean log probability that is not known."""
+"""A log probability that is not known."""
 
 LONGEST_FINAL = 200
 """Characters of a final answer that are kept, from its end."""
+
+LONGEST = 2000
+"""Characters of an answer that are read, from its end."""
+
+LOOK = 600
+"""Characters that words are taken from, of an answer or a prompt."""
+
+LONGEST_CODE = 1000
+"""Characters of Python that are parsed, which takes longer than all else that is read."""
+
+TAIL = 8
+"""Tokens at the end of an answer, where what it came to stands."""
 
 SIGNALS = ("answered", "tokens", "logprob", "parsed", "length", "cut", "refusal", "agreement")
 """Columns of one stage: answered (0 or 1), log(1 + output tokens), mean log probability of the tokens, whether there is
 a final answer, log(1 + its characters), ended by the length limit, reads like a refusal, and the share of the other
 stages that answered whose final answer is the same."""
 
-_ABSENT = (0.0, UNKNOWN, UNTOLD, UNKNOWN, UNKNOWN, UNKNOWN, UNKNOWN, UNKNOWN)
+MORE_SIGNALS = (
+    "min_logprob",
+    "tail_logprob",
+    "digits",
+    "repeats",
+    "same_as_prompt",
+    "code",
+    "consistency",
+    "agree_up",
+)
+"""Further columns, for artifacts that name them: the lowest log probability of a token, and the mean of the last TAIL;
+the share of characters that are digits; of lines, or of four words in a row, that came before; of the answer's words
+that stand in the prompt; whether its Python can be parsed; the share of further choices (``n``) with the same final
+answer; and for every higher stage a column that says whether its final answer is the same."""
+
+ALL_SIGNALS = (*SIGNALS, *MORE_SIGNALS)
+PAIRED = "agree_up"
+"""The signal that is one of two stages."""
+
 _OPENING = 200
 _REFUSAL = re.compile(
     r"\b(?:i(?:'m| am) (?:sorry|afraid|unable|not able|not sure)|i (?:can(?:no|')t|do(?: not|n't) know|won't|will not)"
@@ -38,10 +73,15 @@ _REFUSAL = re.compile(
 _STATED = re.compile(r"\b(?:answer|option|choice|result)\b(?:\s+is)?\s*:?\s*(\S.*)$")
 _EDGES = " \t\"'`*_.,;:!?()[]{}$\\"
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
+_BARE_CODE = re.compile(r"\s*(?:def|class|import|from|async def)\s+\w|\s*@\w")
+_ESCAPE = re.compile(r"\\[^\n]")
+_GLUED = re.compile(r"\b\d[\w.]*?(?=(?:and|else|for|if|in|is|or)\b)")
+_PYTHON = frozenset({"", "python", "python3", "py"})
 
 
 class Signals(NamedTuple):
-    """What one answer says by itself, in the order of SIGNALS, and ``final``, by which answers are compared."""
+    """What one answer says by itself, by the names of SIGNALS and MORE_SIGNALS, and ``final``, by which answers are
+    compared. Signals that nobody asked for are not known."""
 
     tokens: float
     logprob: float
@@ -50,50 +90,269 @@ class Signals(NamedTuple):
     cut: float
     refusal: float
     final: str
+    min_logprob: float = UNTOLD
+    tail_logprob: float = UNTOLD
+    digits: float = UNKNOWN
+    repeats: float = UNKNOWN
+    same_as_prompt: float = UNKNOWN
+    code: float = UNKNOWN
+    consistency: float = UNKNOWN
 
 
-def names(stages: int) -> tuple[str, ...]:
-    """The columns of ``numbers``: SIGNALS of every stage, then how many stages answered."""
-    return (*(f"{signal} {stage}" for stage in range(stages) for signal in SIGNALS), "answers")
+_OWN = frozenset(Signals._fields) - {"final"}
+"""Signals that an answer has by itself."""
 
 
-def answered(attempts: Sequence[Attempt], stages: Sequence[str]) -> dict[int, Signals]:
-    """Signals of the answers by number of their stage.
+# ── which columns ────────────────────────────────────────────────────────────
+
+
+def names(stages: int, signals: Sequence[str] = SIGNALS) -> tuple[str, ...]:
+    """The columns of ``numbers``: the signals of every stage, then those of two stages, then how many answered."""
+    own = [f"{signal} {stage}" for stage in range(stages) for signal in signals if signal != PAIRED]
+    pairs = [f"{PAIRED} {low} {high}" for low, high in _pairs(stages, signals)]
+    return (*own, *pairs, "answers")
+
+
+def _pairs(stages: int, signals: Sequence[str]) -> list[tuple[int, int]]:
+    if PAIRED not in signals:
+        return []
+    return [(low, high) for low in range(stages) for high in range(low + 1, stages)]
+
+
+def known_signals(signals: Any) -> tuple[str, ...]:
+    """The list of signals of an artifact; raises ArtifactError for one that this Stepladder cannot read."""
+    if not isinstance(signals, list | tuple) or not signals or len(set(map(str, signals))) != len(signals):
+        raise ArtifactError(f"signals should be a list of different names, such as {', '.join(SIGNALS)}: {signals!r}")
+    for name in signals:
+        if name not in ALL_SIGNALS:
+            cure = nearest(str(name), ALL_SIGNALS)
+            raise ArtifactError(
+                f"this Stepladder reads no signal {name!r} of answers; {cure}; train the artifact again"
+            )
+    return tuple(signals)
+
+
+# ── reading ──────────────────────────────────────────────────────────────────
+
+
+def answered(
+    attempts: Sequence[Attempt],
+    stages: Sequence[str],
+    signals: Sequence[str] = SIGNALS,
+    *,
+    prompt: str | None = None,
+    prefix: int | None = None,
+) -> dict[int, Signals]:
+    """Signals of the answers by number of their stage, each as ``read`` finds them.
 
     Attempts that failed, and stages that are not on the ladder, count as if nobody had asked. Of several answers of one
     stage the last counts.
     """
     place = {stage: number for number, stage in enumerate(stages)}
-    good = (attempt for attempt in attempts if attempt.fault is None and attempt.stage in place)
-    return {place[attempt.stage]: read(attempt) for attempt in good}
+    last = {place[each.stage]: each for each in attempts if each.fault is None and each.stage in place}
+    return {stage: read(attempt, signals, prompt=prompt, prefix=prefix) for stage, attempt in last.items()}
 
 
-def read(attempt: Attempt) -> Signals:
-    """What an answer says by itself. No output tokens, like no log probabilities, means that nobody counted them."""
-    final, count = final_answer(attempt.text), attempt.usage.output_tokens
-    return Signals(
+def read(
+    attempt: Attempt, signals: Sequence[str] = SIGNALS, *, prompt: str | None = None, prefix: int | None = None
+) -> Signals:
+    """What an answer says by itself, and of MORE_SIGNALS those that ``signals`` names.
+
+    No output tokens, like no log probabilities, means that nobody counted them. ``prompt`` is the question's text, None
+    where it is not known. With ``prefix`` only so many tokens are read (``cut_to``).
+    """
+    if prefix is not None:
+        attempt = cut_to(attempt, prefix)
+    text, count = attempt.text.rstrip()[-LONGEST:], attempt.usage.output_tokens
+    final = final_answer(text)
+    found = Signals(
         tokens=log1p(count) if count > 0 else UNKNOWN,
-        logprob=_mean_logprob(attempt.logprobs),
+        logprob=_mean(attempt.logprobs),
         parsed=float(bool(final)),
         length=log1p(len(final)),
         cut=float(attempt.finish_reason == "length"),
         refusal=float(_REFUSAL.search(attempt.text, 0, _OPENING) is not None),
         final=normal(final),
     )
+    wanted = _OWN.intersection(signals).difference(SIGNALS)
+    return found._replace(**_more(wanted, attempt, text, found.final, prompt)) if wanted else found
 
 
-def _mean_logprob(told: Sequence[float] | None) -> float:
+def _more(wanted: frozenset[str], attempt: Attempt, text: str, final: str, prompt: str | None) -> dict[str, Any]:
+    """Those of MORE_SIGNALS that are wanted, of an attempt of which ``text`` is read."""
+    told = attempt.logprobs if attempt.logprobs and _tells_tokens(attempt) else None
+    found: dict[str, Any] = {}
+    if "min_logprob" in wanted:
+        found["min_logprob"] = _mean((min(told),)) if told else UNTOLD
+    if "tail_logprob" in wanted:
+        found["tail_logprob"] = _mean(told[-TAIL:]) if told else UNTOLD
+    if "digits" in wanted:
+        found["digits"] = _digits(text)
+    if "repeats" in wanted:
+        found["repeats"] = _repeats(text)
+    if "same_as_prompt" in wanted and prompt is not None:
+        found["same_as_prompt"] = _overlap(attempt.text, prompt)
+    if "code" in wanted:
+        found["code"] = _code(attempt.text)
+    if "consistency" in wanted:
+        found["consistency"] = _consistency(final, attempt.raw)
+    return found
+
+
+def without_logprobs(signals: Signals) -> Signals:
+    """The signals of the same answer from a server that tells no log probabilities."""
+    return signals._replace(logprob=UNTOLD, min_logprob=UNTOLD, tail_logprob=UNTOLD)
+
+
+def _mean(told: Sequence[float] | None) -> float:
     mean = sum(told) / len(told) if told else UNTOLD
     return min(mean, 0.0) if told and isfinite(mean) else UNTOLD
 
 
-def numbers(found: Mapping[int, Signals], stages: int) -> list[float]:
-    """One value for each of ``names(stages)``. ``found`` maps a stage's number to the signals of its answer."""
+def _tells_tokens(attempt: Attempt) -> bool:
+    """True where log probabilities are the tokens' own: tables may hold the mean of them all in their place."""
+    return attempt.logprobs is not None and (len(attempt.logprobs) > 1 or attempt.usage.output_tokens == 1)
+
+
+def _digits(text: str) -> float:
+    """Share of the characters that are 0 to 9."""
+    data = text.encode("utf-8", "ignore")
+    return (len(data) - len(data.translate(None, b"0123456789"))) / len(text) if text else 0.0
+
+
+def _repeats(text: str) -> float:
+    """Share of the lines, or of the four words in a row, that are there already: whichever is more."""
+    lines = [line for line in text.splitlines() if line and not line.isspace()]
+    words = text[-LOOK:].split()
+    grams = list(zip(words, words[1:], words[2:], words[3:], strict=False))
+    return max(1 - len(set(each)) / len(each) if each else 0.0 for each in (lines, grams))
+
+
+def _overlap(text: str, prompt: str) -> float:
+    """Share of the different words at an answer's beginning that stand at the prompt's end."""
+    mine = set(text[:LOOK].casefold().split())
+    return len(mine.intersection(prompt[-LOOK:].casefold().split())) / len(mine) if mine else 0.0
+
+
+def _code(text: str) -> float:
+    """1 where an answer's Python can be parsed, 0 where not, UNKNOWN where there is none, or too much of it."""
+    source = _python(text)
+    if source is None or len(source) > LONGEST_CODE:
+        return UNKNOWN
+    source = _GLUED.sub(r"\g<0> ", _ESCAPE.sub("_", source))  # what Python would warn of, to whoever asked us
+    try:
+        ast.parse(source)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):  # the last two: brackets within brackets
+        return 0.0
+    return 1.0
+
+
+def _python(text: str) -> str | None:
+    """The first fenced block of an answer, or all of an answer that begins like Python; None where neither is seen."""
+    _, fence, rest = text[:LONGEST].partition("```")
+    if not fence:
+        return text if _BARE_CODE.match(text) else None
+    tag, _, rest = rest.partition("\n")
+    source, closed, _ = rest.partition("```")
+    language = tag.split(maxsplit=1)[0].casefold() if tag.strip() else ""
+    is_whole = bool(closed) or len(text) <= LONGEST
+    return source if is_whole and language in _PYTHON else None
+
+
+def _consistency(final: str, raw: Mapping[str, Any] | None) -> float:
+    """Share of a reply's further choices whose final answer is the first one's. Nothing is consistent with nothing.
+
+    Self-consistency: Wang et al., arXiv 2203.11171.
+    """
+    choices = None if raw is None else raw.get("choices")
+    if not isinstance(choices, list) or len(choices) < 2:
+        return UNKNOWN
+    others = [normal(final_answer(_said(each))) for each in choices if not _is_first(each)]
+    return sum(bool(final) and other == final for other in others) / len(others) if others else UNKNOWN
+
+
+def _is_first(choice: Any) -> bool:
+    return isinstance(choice, Mapping) and choice.get("index", 0) == 0
+
+
+def _said(choice: Any) -> str:
+    if not isinstance(choice, Mapping):
+        return ""
+    message = choice.get("message")
+    found = message_text(message) if isinstance(message, Mapping) else choice.get("text")
+    return found if isinstance(found, str) else ""
+
+
+# ── the beginning of an answer ───────────────────────────────────────────────
+
+
+def cut_to(attempt: Attempt, tokens: int) -> Attempt:
+    """The attempt as it stood after so many tokens; itself where it has no more. ``tokens`` is at least 1.
+
+    Where the wire reply tells the tokens, the text is theirs; else each is taken to be as long as the answer's mean. A
+    mean log probability of the whole answer is left out: it tells of what is cut off. An answer whose tokens nobody
+    counted is not cut.
+    """
+    if tokens < 1:
+        raise ValueError(f"an answer has no {tokens} tokens: read 1 at the least")
+    count = attempt.usage.output_tokens
+    if count <= tokens:
+        return attempt
+    pieces = _pieces(attempt.raw)
+    text = attempt.text[: -(-len(attempt.text) * tokens // count)] if pieces is None else "".join(pieces[:tokens])
+    told = attempt.logprobs[:tokens] if attempt.logprobs and _tells_tokens(attempt) else None
+    usage = replace(attempt.usage, output_tokens=tokens)
+    return replace(attempt, text=text, usage=usage, logprobs=told, finish_reason=None, raw=None)
+
+
+def _pieces(raw: Mapping[str, Any] | None) -> list[str] | None:
+    """The tokens of a wire reply's first choice, in the chat shape (content[]) or the older one; None if not told."""
+    choices = None if raw is None else raw.get("choices")
+    first = next(filter(_is_first, choices), None) if isinstance(choices, list) else None
+    told = None if first is None else first.get("logprobs")
+    if not isinstance(told, Mapping):
+        return None
+    found = told.get("tokens")
+    if isinstance(told.get("content"), list):
+        found = [each.get("token") if isinstance(each, Mapping) else None for each in told["content"]]
+    if not isinstance(found, list) or not found or not all(isinstance(piece, str) for piece in found):
+        return None
+    return found
+
+
+# ── columns ──────────────────────────────────────────────────────────────────
+
+
+def numbers(found: Mapping[int, Signals], stages: int, signals: Sequence[str] = SIGNALS) -> list[float]:
+    """One value for each of ``names(stages, signals)``. ``found`` maps a stage's number to its answer's signals."""
+    own = [signal for signal in signals if signal != PAIRED]
     line: list[float] = []
     for stage in range(stages):
-        signals = found.get(stage)
-        line += _ABSENT if signals is None else (1.0, *signals[:-1], _agreement(stage, found))
+        told = found.get(stage)
+        line += [_absent(name) if told is None else _value(name, stage, told, found) for name in own]
+    line += [_same(found.get(low), found.get(high)) for low, high in _pairs(stages, signals)]
     return [*line, float(len(found))]
+
+
+def _absent(name: str) -> float:
+    """The value of a signal where the stage did not answer."""
+    if name == "answered":
+        return 0.0
+    return UNTOLD if name.endswith("logprob") else UNKNOWN
+
+
+def _value(name: str, stage: int, told: Signals, found: Mapping[int, Signals]) -> float:
+    if name == "answered":
+        return 1.0
+    value: float = _agreement(stage, found) if name == "agreement" else getattr(told, name)
+    return value
+
+
+def _same(low: Signals | None, high: Signals | None) -> float:
+    """Whether two stages came to the same; UNKNOWN where not both answered. Nothing is the same as nothing."""
+    if low is None or high is None:
+        return UNKNOWN
+    return float(bool(low.final) and low.final == high.final)
 
 
 def _agreement(stage: int, found: Mapping[int, Signals]) -> float:
@@ -107,8 +366,8 @@ def _agreement(stage: int, found: Mapping[int, Signals]) -> float:
 
 def final_answer(text: str) -> str:
     """The last line that is not empty, where answers usually put what they came to."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1][-LONGEST_FINAL:] if lines else ""
+    lines = text.rstrip()[-LONGEST:].splitlines()
+    return lines[-1].strip()[-LONGEST_FINAL:] if lines else ""
 
 
 def normal(final: str) -> str:
