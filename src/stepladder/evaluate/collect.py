@@ -10,7 +10,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from statistics import fmean
 from typing import Any, Literal
@@ -28,11 +28,11 @@ from stepladder.tokens import CHARS_PER_TOKEN
 from stepladder.types import EMPTY, Attempt, CostUnit, FaultKind, Request, Stage
 
 Method = Literal["reference", "judge", "agreement", "recorded"]
-Key = tuple[str, str]
-"""(query id, stage)"""
+Key = tuple[str, str, int]
+"""(query id, stage, number of the sample)"""
 
-Called = tuple[str, str, str]
-"""(kind of call, query id, stage that the answer is of)"""
+Called = tuple[str, str, str, int]
+"""(kind of call, query id, stage that the answer is of, number of the sample)"""
 
 LOCAL_ENGINE = "llama"
 """Stages of this engine compute on this machine's cores, so they take turns."""
@@ -58,6 +58,8 @@ class Plan:
     ``grader`` is the one for all prompts (None: each prompt's own); ``judge`` is the stage that judges. ``recorded``
     holds answers that exist already, then no stage is asked for one; ``scores`` their (quality, source) where known.
     ``max_cost`` caps what the whole table may cost, in ``cost_unit``, what its journal has paid for included.
+    ``samples`` is how often every stage answers every prompt: further rows of one query and stage, which tell how far
+    quality can be known beforehand.
     """
 
     prompts: Sequence[Prompt]
@@ -66,11 +68,12 @@ class Plan:
     params: Mapping[str, Any] = field(default_factory=lambda: EMPTY)
     grader: str | None = None
     judge: Stage | None = None
+    samples: int = 1
     at_once: int = 8
     max_cost: float | None = None
     cost_unit: CostUnit | None = None
     recorded: Sequence[Entry] | None = None
-    scores: Mapping[Key, tuple[float, str]] = field(default_factory=dict)
+    scores: Mapping[tuple[str, str], tuple[float, str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +117,17 @@ class Job:
     asked: Stage
     request: Request
     digest: str
+    sample: int = 0
+
+    @property
+    def key(self) -> Called:
+        """What the journal knows it by."""
+        return self.kind, self.query_id, self.stage, self.sample
+
+
+def called(entry: Entry) -> Called:
+    """What an entry of a journal is about."""
+    return entry.kind, entry.query_id, entry.stage, entry.sample
 
 
 async def collect(plan: Plan, means: Means) -> Collected:
@@ -140,10 +154,11 @@ async def collect(plan: Plan, means: Means) -> Collected:
 
 
 def answer_jobs(plan: Plan, engines: Mapping[str, Engine]) -> list[Job]:
-    """Every stage's call for every prompt, stage after stage."""
+    """Every stage's calls for every prompt, stage after stage, each prompt once before any is asked again."""
     if plan.recorded is not None:
         return []
-    return [_answer_job(plan, engines, stage, prompt) for stage in plan.stages for prompt in plan.prompts]
+    first = [_answer_job(plan, engines, stage, prompt) for stage in plan.stages for prompt in plan.prompts]
+    return [replace(job, sample=sample) for sample in range(plan.samples) for job in first]
 
 
 def _answer_job(plan: Plan, engines: Mapping[str, Engine], stage: Stage, prompt: Prompt) -> Job:
@@ -160,13 +175,14 @@ def verdict_jobs(plan: Plan, kept: Mapping[Called, Entry]) -> list[Job]:
         return []
     prompts = {prompt.query_id: prompt for prompt in plan.prompts}
     return [
-        _verdict_job(plan.judge, prompts[entry.query_id], entry.stage, entry.text) for entry in _answers(plan, kept)
+        _verdict_job(plan.judge, prompts[entry.query_id], entry.stage, entry.text, entry.sample)
+        for entry in _answers(plan, kept)
     ]
 
 
-def _verdict_job(judge: Stage, prompt: Prompt, stage: str, text: str) -> Job:
+def _verdict_job(judge: Stage, prompt: Prompt, stage: str, text: str, sample: int = 0) -> Job:
     request = Request(prompt.query_id, messages=judge_messages(prompt, text), params=JUDGE_PARAMS)
-    return Job("verdict", prompt.query_id, stage, judge, request, digest(judge, request))
+    return Job("verdict", prompt.query_id, stage, judge, request, digest(judge, request), sample)
 
 
 def digest(stage: Stage, request: Request) -> str:
@@ -180,7 +196,7 @@ def missing(jobs: Iterable[Job], kept: Mapping[Called, Entry]) -> list[Job]:
     """The jobs that are not done; raises UsageError where one was done to another prompt or with other settings."""
     found = []
     for job in jobs:
-        done = kept.get((job.kind, job.query_id, job.stage))
+        done = kept.get(job.key)
         if done is None:
             found.append(job)
         elif done.digest != job.digest and job.kind == "answer":
@@ -208,9 +224,10 @@ def _expected_verdicts(plan: Plan, kept: Mapping[Called, Entry]) -> list[Job]:
     unread = "x" * (int(CHARS_PER_TOKEN) * (plan.params.get("max_tokens") or USUAL_ANSWER_TOKENS))
     prompts = {prompt.query_id: prompt for prompt in plan.prompts}
     jobs = []
-    for query_id, stage in _pairs(plan):
-        answer = kept.get(("answer", query_id, stage))
-        jobs.append(_verdict_job(plan.judge, prompts[query_id], stage, unread if answer is None else answer.text))
+    for query_id, stage, sample in _keys(plan):
+        answer = kept.get(("answer", query_id, stage, sample))
+        text = unread if answer is None else answer.text
+        jobs.append(_verdict_job(plan.judge, prompts[query_id], stage, text, sample))
     return missing(jobs, kept)
 
 
@@ -227,15 +244,16 @@ def refuse_above_cap(expected: float, spent: float, calls: int, plan: Plan) -> N
     )
 
 
-def _pairs(plan: Plan) -> Iterator[Key]:
+def _keys(plan: Plan) -> Iterator[Key]:
     if plan.recorded is not None:
-        yield from ((entry.query_id, entry.stage) for entry in plan.recorded)
+        yield from (called(entry)[1:] for entry in plan.recorded)
     else:
-        yield from ((prompt.query_id, stage.name) for prompt in plan.prompts for stage in plan.stages)
+        names, samples = [stage.name for stage in plan.stages], range(plan.samples)
+        yield from ((p.query_id, name, sample) for p in plan.prompts for name in names for sample in samples)
 
 
 def _possible_verdicts(plan: Plan) -> int:
-    return sum(1 for _ in _pairs(plan))
+    return sum(1 for _ in _keys(plan))
 
 
 # ── asking ───────────────────────────────────────────────────────────────────
@@ -252,7 +270,7 @@ class _Run:
         self.calls = self.total = 0
         self._failed_in_a_row: Counter[str] = Counter()
         for entry in plan.recorded or ():
-            self.kept["answer", entry.query_id, entry.stage] = entry
+            self.kept[called(entry)] = entry
         for entry in means.journal.entries:
             self._note(entry)
 
@@ -314,7 +332,7 @@ class _Run:
 
     def _note(self, entry: Entry) -> None:
         self.spent += entry.cost
-        key = (entry.kind, entry.query_id, entry.stage)
+        key = called(entry)
         if entry.fault is None:
             self.kept[key] = entry
         else:
@@ -356,6 +374,7 @@ def _entry(job: Job, attempt: Attempt, cost: float) -> Entry:
         cost=cost,
         confidence=confidence(attempt),
         fault=None if fault is None else fault.kind,
+        sample=job.sample,
     )
 
 
@@ -384,11 +403,11 @@ def _answers(plan: Plan, kept: Mapping[Called, Entry]) -> list[Entry]:
 
 
 def _in_order(plan: Plan) -> list[Key]:
-    """The table's order: the prompts', and for each the ladder's."""
+    """The table's order: the prompts', for each the ladder's, and for each of those the samples as they were asked."""
     if plan.recorded is None:
-        return list(_pairs(plan))
+        return list(_keys(plan))
     place = {prompt.query_id: number for number, prompt in enumerate(plan.prompts)}
-    return sorted(_pairs(plan), key=lambda key: place[key[0]])
+    return sorted(_keys(plan), key=lambda key: place[key[0]])
 
 
 def table(
@@ -396,17 +415,18 @@ def table(
 ) -> tuple[list[OutcomeRow], Mapping[str, int]]:
     """The rows of all answers that have a quality, and how many were left out for which reason."""
     prompts = {prompt.query_id: prompt for prompt in plan.prompts}
-    texts: dict[str, dict[str, str]] = {}
+    texts: dict[tuple[str, int], dict[str, str]] = {}
     for entry in _answers(plan, kept):
-        texts.setdefault(entry.query_id, {})[entry.stage] = entry.text
+        texts.setdefault((entry.query_id, entry.sample), {})[entry.stage] = entry.text
     rows: list[OutcomeRow] = []
     left_out: Counter[str] = Counter()
-    for query_id, stage in _in_order(plan):
-        answer = kept.get(("answer", query_id, stage))
+    for key in _in_order(plan):
+        query_id, _, sample = key
+        answer = kept.get(("answer", *key))
         if answer is None:
-            left_out[faults.get(("answer", query_id, stage), "not asked")] += 1
+            left_out[faults.get(("answer", *key), "not asked")] += 1
             continue
-        graded = _graded(plan, prompts[query_id], answer, texts[query_id], kept.get(("verdict", query_id, stage)))
+        graded = _graded(plan, prompts[query_id], answer, texts[query_id, sample], kept.get(("verdict", *key)))
         if isinstance(graded, str):
             left_out[graded] += 1
         else:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 
 from stepladder.errors import UsageError
-from stepladder.evaluate.collect import Key, confidence
+from stepladder.evaluate.collect import confidence
 from stepladder.evaluate.journal import Entry
 from stepladder.evaluate.prompts import Prompt
 from stepladder.types import Attempt, CostUnit, Outcome, Request, Trace
@@ -19,7 +19,7 @@ class Harvest:
 
     prompts: list[Prompt] = field(default_factory=list)
     answers: list[Entry] = field(default_factory=list)
-    scores: dict[Key, tuple[float, str]] = field(default_factory=dict)
+    scores: dict[tuple[str, str], tuple[float, str]] = field(default_factory=dict)
     cost_unit: CostUnit | None = None
 
 

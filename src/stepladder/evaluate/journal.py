@@ -23,6 +23,7 @@ class Entry:
 
     ``digest`` names what was asked, of which model, with which settings. ``fault`` is the kind of fault of a call that
     failed for good; such an entry only counts what it cost. ``cost`` is in the ladder's unit, ``seconds`` wall-clock.
+    ``sample`` numbers the answers of one stage to one query from 0.
     """
 
     kind: Literal["answer", "verdict"]
@@ -36,6 +37,7 @@ class Entry:
     cost: float = 0.0
     confidence: float | None = None
     fault: str | None = None
+    sample: int = 0
 
 
 class Journal:

@@ -97,7 +97,7 @@ def _answered(journal: Journal) -> tuple[dict[core.Called, Any], dict[core.Calle
     answers: dict[core.Called, Any] = {}
     faults: dict[core.Called, str] = {}
     for entry in journal.entries:
-        key = (entry.kind, entry.query_id, entry.stage)
+        key = core.called(entry)
         if entry.fault is None:
             answers[key] = entry
         else:

@@ -1,0 +1,112 @@
+"""Several answers of every stage to every prompt: how far quality can be known beforehand, and how sure a stage is."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from stepladder.engines.scripted import ScriptedEngine
+from stepladder.errors import UsageError
+from stepladder.evaluate.aligned import align
+from stepladder.evaluate.collect import Collected, Means, Plan, Progress, collect
+from stepladder.evaluate.journal import Journal
+from stepladder.evaluate.prompts import Prompt
+from stepladder.testing import FakeCosts, make_ladder
+
+LADDER = make_ladder("a", "b")
+PROMPTS = [
+    Prompt(query_id=f"q{n}", messages=({"role": "user", "content": f"{n}+1"},), reference=str(n + 1), grader="numeric")
+    for n in range(5)
+]
+QUESTIONS = {prompt.text for prompt in PROMPTS}
+PLAN = Plan(prompts=PROMPTS, stages=LADDER.stages, params={"temperature": 1.0}, samples=3, at_once=1)
+
+
+class CutError(Exception):
+    """Stands for a crash."""
+
+
+class Asked:
+    """A journal on disk, and a stage ``a`` that is right two times of three; as a judge, ``b`` gives grades of 7."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "journal"
+        self.calls: Counter[tuple[str, str]] = Counter()
+
+    def say(self, stage: str, request) -> str:
+        if request.text not in QUESTIONS:
+            return "7"
+        self.calls[stage, request.id] += 1
+        right = int(request.text.partition("+")[0]) + 1
+        return str(right if stage == "b" or self.calls[stage, request.id] % 3 else -1)
+
+    def run(self, plan: Plan = PLAN, cut_after: int | None = None) -> Collected:
+        def tell(progress: Progress) -> None:
+            if progress.done == cut_after:
+                raise CutError
+
+        with Journal(self.path) as journal:
+            engines = {stage.name: ScriptedEngine((stage,), self.say) for stage in LADDER.stages}
+            means = Means(engines=engines, costs=FakeCosts({"a": 1.0, "b": 2.0}), journal=journal, tell=tell)
+            return asyncio.run(collect(plan, means))
+
+
+def test_every_sample_is_a_row_of_its_own(tmp_path: Path) -> None:
+    asked = Asked(tmp_path)
+    found = asked.run()
+    assert set(asked.calls.values()) == {3}
+    assert (found.calls, found.spent, len(found.rows)) == (30, 45.0, 30)
+    assert [(row.query_id, row.model) for row in found.rows[:6]] == [("q0", stage) for stage in "aaabbb"]
+    assert [row.quality for row in found.rows[:6]] == [1, 1, 0, 1, 1, 1]
+
+
+def test_they_tell_how_far_quality_can_be_known(tmp_path: Path) -> None:
+    data = align(Asked(tmp_path).run().rows, LADDER.names)
+    assert data.samples is not None
+    assert data.samples.count.tolist() == [[3, 3]] * 5
+    assert data.samples.mean[:, 0] == pytest.approx([2 / 3] * 5)
+    assert data.samples.mean[:, 1].tolist() == [1.0] * 5
+
+
+@given(cuts=st.lists(st.integers(1, 29), max_size=3))
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_cut_anywhere_it_goes_on_and_repeats_nothing(tmp_path_factory: pytest.TempPathFactory, cuts: list[int]) -> None:
+    whole = Asked(tmp_path_factory.mktemp("whole")).run()
+    asked = Asked(tmp_path_factory.mktemp("cut"))
+    for cut in cuts:
+        with contextlib.suppress(CutError):
+            asked.run(cut_after=cut)
+    assert asked.run().rows == whole.rows
+    assert set(asked.calls.values()) == {3}
+
+
+def test_further_samples_go_on_from_those_that_there_are(tmp_path: Path) -> None:
+    asked = Asked(tmp_path)
+    first = asked.run(replace(PLAN, samples=1))
+    found = asked.run(replace(PLAN, samples=2))
+    assert found.calls == first.calls == 10
+    assert [row for row in found.rows if row in first.rows] != []
+    assert set(asked.calls.values()) == {2}
+    assert asked.run(replace(PLAN, samples=1)).rows == first.rows
+
+
+def test_the_cap_counts_every_sample(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="30 calls .*45"):
+        Asked(tmp_path).run(replace(PLAN, max_cost=44.0))
+
+
+def test_each_sample_is_judged_by_itself(tmp_path: Path) -> None:
+    asked = Asked(tmp_path)
+    agreed = asked.run(replace(PLAN, method="agreement")).rows
+    assert [row.quality for row in agreed[:6]] == [1, 1, 0, 1, 1, 0]
+    judged = asked.run(replace(PLAN, method="judge", judge=LADDER["b"]))
+    assert judged.calls == 30
+    assert [row.quality for row in judged.rows] == [0.7] * 30
+    assert set(asked.calls.values()) == {3}
