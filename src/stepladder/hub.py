@@ -11,7 +11,7 @@ import contextlib
 import hashlib
 import re
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from stepladder.errors import MissingExtraError, ModelFileError
 
@@ -53,28 +53,43 @@ def resolve(model: str, folder: Path, *, cache: Path | None = None) -> Path:
     return path if path.is_absolute() else (folder / path).resolve()
 
 
-def fetch(file: HubFile, *, cache: Path | None = None, endpoint: str | None = None) -> Path:
+def fetch(
+    file: HubFile,
+    *,
+    kind: Literal["model", "dataset"] = "model",
+    cache: Path | None = None,
+    endpoint: str | None = None,
+) -> Path:
     """Fetch one file into the hub's cache and give its place; huggingface_hub resumes what was cut off.
+
+    ``kind`` is what the repository holds: the hub keeps models and data sets apart.
 
     Raises MissingExtraError, or ModelFileError: also where the content is not what the hub named, after which the next
     try fetches anew.
     """
+    name = f"hub:{'datasets/' if kind == 'dataset' else ''}{file.repo}/{file.file}"
     try:
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
     except ImportError as error:
-        raise MissingExtraError(f"a model named 'hub:{file.repo}/…'", "hub") from error
+        raise MissingExtraError(f"a {kind} named '{name}'", "hub") from error
     try:
         place = hf_hub_download(
-            file.repo, file.file, revision=file.revision, cache_dir=cache, endpoint=endpoint, library_name="stepladder"
+            file.repo,
+            file.file,
+            repo_type=kind,
+            revision=file.revision,
+            cache_dir=cache,
+            endpoint=endpoint,
+            library_name="stepladder",
         )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         told = str(error).strip().splitlines() or [type(error).__name__]
-        raise ModelFileError(f"hub:{file.repo}/{file.file} could not be fetched: {told[0]}") from error
+        raise ModelFileError(f"{name} could not be fetched: {told[0]}") from error
     try:
-        _verify(Path(place), f"hub:{file.repo}/{file.file}")
+        _verify(Path(place), name)
     except OSError as error:
-        raise ModelFileError(f"hub:{file.repo}/{file.file} could not be verified in the cache: {error}") from error
+        raise ModelFileError(f"{name} could not be verified in the cache: {error}") from error
     return Path(place)
 
 

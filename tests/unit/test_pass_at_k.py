@@ -16,9 +16,9 @@ from stepladder.evaluate.pass_at_k import mean_pass_at_k, pass_at_k
 def rows(answers: dict[str, str], model: str = "small") -> list[OutcomeRow]:
     """Rows of problems; "101" are three answers, the second wrong."""
     return [
-        OutcomeRow(query_id=f"{group}#{number}", model=model, quality=float(right), group_id=group)
-        for group, found in answers.items()
-        for number, right in enumerate(found)
+        OutcomeRow(query_id=problem, model=model, quality=float(right))
+        for problem, found in answers.items()
+        for right in map(int, found)
     ]
 
 
@@ -51,12 +51,8 @@ def test_the_mean_is_over_problems() -> None:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        (
-            OutcomeRow(query_id="x", model="m", quality=0.5, group_id="g"),
-            "'x' and 'm': quality should be 0 or 1, not 0.5",
-        ),
-        (OutcomeRow(query_id="x", model="m", quality=1.0), "'x' and 'm' has no group_id"),
-        (OutcomeRow(query_id="x", model="m", quality=1.0, group_id="g"), r"'g' by 'm': pass@2 of 1 right answers in 1"),
+        (OutcomeRow(query_id="x", model="m", quality=0.5), "'x' and 'm': quality should be 0 or 1, not 0.5"),
+        (OutcomeRow(query_id="x", model="m", quality=1.0), "'x' by 'm': pass@2 of 1 right answers in 1"),
     ],
 )
 def test_rows_that_it_cannot_be_told_from(row: OutcomeRow, message: str) -> None:

@@ -11,8 +11,9 @@ import pytest
 from stepladder.cli import main
 from stepladder.errors import UsageError
 from stepladder.evaluate.judging import by_reference, check_gradable
+from stepladder.evaluate.loaders import load
 from stepladder.evaluate.outcomes import read
-from stepladder.evaluate.problems import read_humaneval, read_mbpp
+from stepladder.evaluate.prompts import Prompt
 from stepladder.evaluate.sandbox import obstacle
 
 WHY = obstacle()
@@ -42,6 +43,14 @@ CHAIN = {
     "test_setup_code": "root = Node(1)\nroot.next = Node(2)",
     "test_list": ["assert total(root) == math.ceil(2.5)"],
 }
+
+
+def read_humaneval(path: Path) -> list[Prompt]:
+    return load("humaneval", path)
+
+
+def read_mbpp(path: Path) -> list[Prompt]:
+    return load("mbpp", path)
 
 
 def file_of(folder: Path, *problems: dict[str, object], name: str = "problems.jsonl") -> Path:
@@ -168,10 +177,11 @@ def test_collect_grades_a_benchmark(tmp_path: Path, capsys: pytest.CaptureFixtur
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--task", "humaneval"], "--task humaneval needs --file"),
-        (["--task", "nano", "--file", "x"], "--file goes with --task humaneval or mbpp"),
+        (["--task", "nano", "--file", "x"], "--file goes with --task mmlu, mmlu_pro, gsm8k, humaneval, mbpp"),
+        (["--task", "nano", "--split", "test"], "--split: nano has no split 'test'; it has nano-train, train, judged"),
+        (["--prompts", "x", "--split", "test"], "--split goes with --task"),
+        (["--task", "gsm8k", "--split", "dev"], "--split: openai/gsm8k has no split 'dev'; it has test, train"),
         (["--task", "mbpp", "--file", "x", "--seed", "2"], "--seed goes with --task nano"),
-        (["--task", "mbpp", "--file", "x", "--split", "train"], "--split goes with --task nano"),
     ],
 )
 def test_flags_that_make_no_sense(

@@ -27,14 +27,16 @@ from stepladder.evaluate import collect as core
 from stepladder.evaluate import outcomes
 from stepladder.evaluate.collect import LOCAL_ENGINE, Collected, Means, Plan
 from stepladder.evaluate.graders import GRADERS
+from stepladder.evaluate.grouping import BY_GROUP
 from stepladder.evaluate.harvest import Harvest, harvest
 from stepladder.evaluate.journal import Journal
 from stepladder.evaluate.judging import check_gradable
-from stepladder.evaluate.problems import READERS
+from stepladder.evaluate.loaders import BENCHMARKS, load
 from stepladder.evaluate.prompts import Prompt, from_tasks, read_prompts
 from stepladder.evaluate.sandbox import allow_unconfined
 from stepladder.evaluate.tasks import PARAMS
 from stepladder.evaluate.tasks.nano import SPLITS, generate
+from stepladder.hub import HubFile, fetch
 from stepladder.traces.memory import MemoryTraceStore
 from stepladder.traces.sqlite import SqliteTraceStore
 from stepladder.types import Ladder, Stage
@@ -47,19 +49,25 @@ USUAL_SLOTS = 4
 
 TELL_EVERY_S = 2.0
 NANO_TASKS = 1000
-CODE_TOKENS = 1024
-"""Room for a function with some words around it."""
+
+
+_SPLIT_TOLD = (
+    f"of --task nano: {', '.join(SPLITS)} (default: train); of a benchmark: the split to fetch, or what the rows of "
+    f"--file are called; '{BY_GROUP}' cuts them 60/20/20 into train, validation and test"
+)
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     options.add_ladder(parser)
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--task", choices=("nano", *READERS), help="ask nano's tasks, or a benchmark's of --file")
+    source.add_argument("--task", choices=("nano", *BENCHMARKS), help="ask nano's tasks, or a benchmark's")
     source.add_argument("--prompts", metavar="FILE.jsonl", help="ask your own prompts, one JSON object a line")
     source.add_argument("--from", dest="traces", metavar="TRACES.sqlite3", help="take answers from traces, ask none")
-    parser.add_argument("--file", metavar="FILE", help="of --task humaneval or mbpp: their JSON lines, plain or .gz")
-    parser.add_argument("--split", choices=SPLITS, help="of --task nano: which split (default: train)")
-    parser.add_argument("--n", type=int, help="of --task: how many tasks (default: 1000 of nano, all of a file)")
+    parser.add_argument(
+        "--file", metavar="PATH", help="of a benchmark: its file, or a folder of them (default: from the hub)"
+    )
+    parser.add_argument("--split", help=_SPLIT_TOLD)
+    parser.add_argument("--n", type=int, help="of --task: how many tasks (default: 1000 of nano, all of a benchmark)")
     parser.add_argument("--seed", type=int, help="of --task nano: which tasks (default: 1)")
     parser.add_argument("--out", required=True, metavar="TABLE", help="the table to write, .parquet or .jsonl")
     parser.add_argument("--stages", metavar="A,B", help="ask these stages alone (default: all of the ladder)")
@@ -76,9 +84,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--max-tokens",
         type=int,
         metavar="N",
-        help=f"longest answer (default: {PARAMS['max_tokens']} of nano, {CODE_TOKENS} of code)",
+        help=f"longest answer (default: {PARAMS['max_tokens']} of nano, of a benchmark what its answers need)",
     )
     parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="default: 0")
+    parser.add_argument(
+        "--samples", type=int, default=1, metavar="K", help="answers of each stage to each prompt (default: 1)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -145,6 +156,12 @@ def _check(args: argparse.Namespace) -> None:
         raise UsageError(f"--n: {args.n} is less than 1")
     if args.max_tokens is not None and args.max_tokens < 1:
         raise UsageError(f"--max-tokens: {args.max_tokens} is less than 1")
+    if args.samples < 1:
+        raise UsageError(f"--samples: {args.samples} is less than 1")
+    if args.samples > 1 and args.traces:
+        raise UsageError("--samples: traces hold the answers that there are; nothing is asked again")
+    if args.samples > 1 and args.temperature == 0:
+        raise UsageError("--samples: at temperature 0 they are all the same; give --temperature too, such as 0.7")
     if args.traces and args.grader:
         raise UsageError("--grader: traces hold no reference answers; give --judge or --agreement, or neither")
     if Path(args.out).exists() and not _journal_path(args.out).exists():
@@ -152,13 +169,15 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _check_task(args: argparse.Namespace) -> None:
-    if args.task in READERS and args.file is None:
-        raise UsageError(f"--task {args.task} needs --file with its problems; docs/how-to/grade-code.md says which")
-    if args.task not in READERS and args.file is not None:
-        raise UsageError(f"--file goes with --task {' or '.join(READERS)}")
-    for flag in ("split", "seed"):
-        if args.task in READERS and getattr(args, flag) is not None:
-            raise UsageError(f"--{flag} goes with --task nano; {args.task} is asked in the file's order")
+    benchmarks = ", ".join(BENCHMARKS)
+    if args.task not in BENCHMARKS and args.file is not None:
+        raise UsageError(f"--file goes with --task {benchmarks}")
+    if args.task is None and args.split is not None:
+        raise UsageError("--split goes with --task; prompts name their own")
+    if args.task == "nano" and args.split not in {None, *SPLITS}:
+        raise UsageError(f"--split: nano has no split '{args.split}'; it has {', '.join(SPLITS)}")
+    if args.task in BENCHMARKS and args.seed is not None:
+        raise UsageError(f"--seed goes with --task nano; {args.task} is asked in the file's order")
 
 
 def _from_prompts(args: argparse.Namespace) -> _Job:
@@ -175,6 +194,7 @@ def _from_prompts(args: argparse.Namespace) -> _Job:
         params=_params(args),
         grader=args.grader,
         judge=judge,
+        samples=args.samples,
         at_once=args.at_once,
         max_cost=options.number(args.max_cost, "--max-cost"),
         cost_unit=ladder.cost_unit,
@@ -220,8 +240,8 @@ def _harvest(args: argparse.Namespace) -> Harvest:
 def _prompts(args: argparse.Namespace) -> list[Prompt]:
     if args.prompts:
         return read_prompts(args.prompts)
-    if args.task in READERS:
-        return READERS[args.task](args.file)[: args.n]
+    if args.task in BENCHMARKS:
+        return load(args.task, args.file or _fetched(args), args.split)[: args.n]
     try:
         number, seed = NANO_TASKS if args.n is None else args.n, 1 if args.seed is None else args.seed
         return from_tasks(generate(args.split or "train", number, seed), args.task)
@@ -229,8 +249,15 @@ def _prompts(args: argparse.Namespace) -> list[Prompt]:
         raise UsageError(f"--n: {error}") from error
 
 
+def _fetched(args: argparse.Namespace) -> Path:
+    """The benchmark's file in the hub's cache; with "by-group" that of its usual split."""
+    benchmark = BENCHMARKS[args.task]
+    file = benchmark.hub_file(None if args.split == BY_GROUP else args.split)
+    return fetch(HubFile(benchmark.repo, file, None), kind="dataset")
+
+
 def _params(args: argparse.Namespace) -> dict[str, Any]:
-    usual = {"nano": PARAMS["max_tokens"], **dict.fromkeys(READERS, CODE_TOKENS)}
+    usual = {"nano": PARAMS["max_tokens"], **{name: benchmark.tokens for name, benchmark in BENCHMARKS.items()}}
     longest = args.max_tokens or usual.get(args.task)
     limit = {} if longest is None else {"max_tokens": longest}
     return {"temperature": args.temperature, **limit}

@@ -24,22 +24,19 @@ def pass_at_k(n: int, right: int, k: int) -> float:
 
 
 def mean_pass_at_k(rows: Iterable[OutcomeRow], k: int) -> Mapping[str, float]:
-    """Mean pass@k over problems of every model; a problem's answers are the rows that share its ``group_id``.
+    """Mean pass@k over problems of every model; a problem's answers are the rows of its ``query_id``.
 
-    Raises UsageError naming the row where a quality is neither 0 nor 1, a row has no group, or a problem has less than
-    k answers of a model.
+    Raises UsageError naming the row whose quality is neither 0 nor 1, or the problem with less than k answers.
     """
     answers: dict[str, dict[str, list[float]]] = {}
     for row in rows:
-        if row.group_id is None:
-            raise UsageError(f"the row of '{row.query_id}' and '{row.model}' has no group_id: which problem is it of?")
         if row.quality not in {0.0, 1.0}:
             raise UsageError(
                 f"the row of '{row.query_id}' and '{row.model}': quality should be 0 or 1, not {row.quality:g}"
             )
-        answers.setdefault(row.model, {}).setdefault(row.group_id, []).append(row.quality)
+        answers.setdefault(row.model, {}).setdefault(row.query_id, []).append(row.quality)
     return {
-        model: fmean(_of_problem(found, k, f"'{group}' by '{model}'") for group, found in problems.items())
+        model: fmean(_of_problem(found, k, f"'{problem}' by '{model}'") for problem, found in problems.items())
         for model, problems in answers.items()
     }
 

@@ -1,40 +1,26 @@
-"""HumanEval's and MBPP's problems as prompts, from the files that their authors published, plain or gzipped."""
+"""HumanEval's and MBPP's problems as prompts, from the files that their authors published."""
 
 from __future__ import annotations
 
 import ast
-import gzip
-import io
 import json
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 from stepladder.errors import UsageError
 from stepladder.evaluate.code import defined_names, is_python
-from stepladder.evaluate.prompts import Prompt, gathered
+from stepladder.evaluate.prompts import Prompt
+from stepladder.evaluate.records import Record
 
-GZIP_MAGIC = b"\x1f\x8b"
 MBPP_SPLITS = ((10, "prompt"), (510, "test"), (600, "validation"), (974, "train"))
 """The last ``task_id`` of each of its splits, as its authors cut them."""
 
 Values = Mapping[str, Any]
 
 
-def read_humaneval(path: str | Path) -> list[Prompt]:
-    """The problems of HumanEval.jsonl(.gz); raises UsageError that names the file, the line and the key."""
-    return _read(Path(path), _humaneval)
-
-
-def read_mbpp(path: str | Path) -> list[Prompt]:
-    """The problems of mbpp.jsonl, or of its sanitized form as JSON lines; raises UsageError as ``read_humaneval``."""
-    return _read(Path(path), _mbpp)
-
-
-READERS: Mapping[str, Callable[[str | Path], list[Prompt]]] = {"humaneval": read_humaneval, "mbpp": read_mbpp}
-
-
-def _humaneval(values: Values, where: str) -> Prompt:
+def humaneval_prompt(record: Record) -> Prompt:
+    """The prompt of one problem of HumanEval; raises UsageError that names the file, the line and the key."""
+    values, where = record.values, record.where
     task_id = _text(values, "task_id", where)
     reference = {key: _source(values, key, where) for key in ("prompt", "test")}
     reference["entry_point"] = _text(values, "entry_point", where)
@@ -54,7 +40,9 @@ def _humaneval(values: Values, where: str) -> Prompt:
     )
 
 
-def _mbpp(values: Values, where: str) -> Prompt:
+def mbpp_prompt(record: Record) -> Prompt:
+    """The prompt of one problem of MBPP, full or sanitized; raises UsageError as ``humaneval_prompt``."""
+    values, where = record.values, record.where
     number = values.get("task_id")
     if not isinstance(number, int) or isinstance(number, bool):
         raise UsageError(f"{where}: task_id should be a whole number, not {number!r}")
@@ -103,21 +91,7 @@ def _used(source: str) -> set[str]:
     return {node.id for node in names} - {node.id for node in names if isinstance(node.ctx, ast.Store)}
 
 
-# ── lines and keys ───────────────────────────────────────────────────────────
-
-
-def _read(path: Path, make: Callable[[Values, str], Prompt]) -> list[Prompt]:
-    return gathered(path, _lines(path), make, id_name="task_id", what="problems")
-
-
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    try:
-        content = path.read_bytes()
-        if content.startswith(GZIP_MAGIC):
-            content = gzip.decompress(content)
-    except (OSError, EOFError) as error:
-        raise UsageError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    yield from ((number, line) for number, line in enumerate(io.BytesIO(content), start=1) if line.strip())
+# ── keys ─────────────────────────────────────────────────────────────────────
 
 
 def _text(values: Values, key: str, where: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from hashlib import blake2b
@@ -12,6 +12,7 @@ from typing import Any
 import orjson
 
 from stepladder.errors import UsageError
+from stepladder.evaluate.records import Record, read_lines
 from stepladder.evaluate.tasks import Task
 from stepladder.types import Request
 
@@ -76,30 +77,24 @@ def read_prompts(path: str | Path) -> list[Prompt]:
     ``grader``, ``dataset``, ``subset``, ``split``, ``group_id``, ``family``, ``level``; others are ignored, unless they
     look like one of these: a split or a group that is lost by a slip would let training see what is judged.
     """
-    return gathered(path, _lines(Path(path)), _prompt, id_name="the query", what="prompts")
+    return gathered(path, read_lines(path), _prompt, id_name="the query", what="prompts")
 
 
 def gathered(
-    path: str | Path,
-    lines: Iterable[tuple[int, bytes]],
-    make: Callable[[dict[str, Any], str], Prompt],
-    *,
-    id_name: str,
-    what: str,
+    path: str | Path, records: Iterable[Record], make: Callable[[Record], Prompt], *, id_name: str, what: str
 ) -> list[Prompt]:
-    """A prompt of every numbered line, which holds a JSON object; ``make`` is told the object and where it stands.
+    """A prompt of every record.
 
-    Raises UsageError where a line is no object, an id comes twice (``id_name`` is what it is called there), or no line
-    holds any of ``what``.
+    Raises UsageError where an id comes twice (``id_name`` is what it is called there), or there is none of ``what``.
     """
     found: list[Prompt] = []
-    known: dict[str, int] = {}
-    for number, line in lines:
-        where = f"{path}: line {number}"
-        prompt = make(_object(line, where), where)
-        if prompt.query_id in known:
-            raise UsageError(f"{where}: {id_name} '{prompt.query_id}' stands on line {known[prompt.query_id]} already")
-        known[prompt.query_id] = number
+    known: dict[str, Record] = {}
+    for record in records:
+        prompt = make(record)
+        first = known.setdefault(prompt.query_id, record)
+        if first is not record:
+            place = first.place if first.path == record.path else f"{first.place} of {first.path}"
+            raise UsageError(f"{record.where}: {id_name} '{prompt.query_id}' stands on {place} already")
         found.append(prompt)
     if not found:
         raise UsageError(f"{path}: holds no {what}")
@@ -110,25 +105,8 @@ def _said(text: str) -> tuple[Mapping[str, Any], ...]:
     return ({"role": "user", "content": text},)
 
 
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    try:
-        with path.open("rb") as lines:
-            yield from ((number, line) for number, line in enumerate(lines, start=1) if line.strip())
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read: {error.strerror or error}") from error
-
-
-def _object(line: bytes, where: str) -> dict[str, Any]:
-    try:
-        values = orjson.loads(line)
-    except orjson.JSONDecodeError as error:
-        raise UsageError(f"{where}: is no JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise UsageError(f"{where}: is no object")
-    return values
-
-
-def _prompt(values: dict[str, Any], where: str) -> Prompt:
+def _prompt(record: Record) -> Prompt:
+    values, where = record.values, record.where
     _refuse_slips(values, where)
     messages = _messages(values, where)
     texts = {name: _text(values, name, where) for name in _TEXTS}
