@@ -12,11 +12,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from stepladder.cli import main
 from stepladder.engines.scripted import ScriptedEngine
 from stepladder.errors import UsageError
 from stepladder.evaluate.aligned import align
 from stepladder.evaluate.collect import Collected, Means, Plan, Progress, collect
 from stepladder.evaluate.journal import Journal
+from stepladder.evaluate.outcomes import read
 from stepladder.evaluate.prompts import Prompt
 from stepladder.testing import FakeCosts, make_ladder
 
@@ -110,3 +112,44 @@ def test_each_sample_is_judged_by_itself(tmp_path: Path) -> None:
     assert judged.calls == 30
     assert [row.quality for row in judged.rows] == [0.7] * 30
     assert set(asked.calls.values()) == {3}
+
+
+# ── the verb ─────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def words(tmp_path: Path) -> list[str]:
+    """A command over two stages that always say the same."""
+    stage = '[[stages]]\nname = "{0}"\nengine = "scripted"\nmodel = "{0}"\ncost = 1\noptions = {{ reply = "{1}" }}\n'
+    ladder = '[ladder]\nname = "two"\n' + stage.format("low", "1") + stage.format("high", "2")
+    (tmp_path / "ladder.toml").write_text(ladder, "utf-8")
+    (tmp_path / "p.jsonl").write_text('{"prompt": "1+1", "reference": "2", "grader": "numeric"}\n', "utf-8")
+    places = {"-l": "ladder.toml", "--prompts": "p.jsonl", "--out": "t.jsonl"}
+    return ["collect", *(word for flag, name in places.items() for word in (flag, str(tmp_path / name)))]
+
+
+def test_samples_are_asked_for_by_a_flag(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*words, "--samples", "3", "--temperature", "0.7"]) == 0
+    assert "6 rows of 1 prompts" in capsys.readouterr().out
+    assert [(row.model, row.quality) for row in read(tmp_path / "t.jsonl")] == [("low", 0.0)] * 3 + [("high", 1.0)] * 3
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (["--samples", "0", "--temperature", "1"], "--samples: 0 is less than 1"),
+        (["--samples", "2"], "--samples: at temperature 0 they are all the same"),
+    ],
+)
+def test_samples_asked_for_wrongly(
+    words: list[str], capsys: pytest.CaptureFixture[str], more: list[str], told: str
+) -> None:
+    assert main([*words, *more]) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_traces_are_not_asked_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = str(tmp_path / "t.jsonl")
+    asked = ["collect", "-l", "nano", "--from", "traces.sqlite3", "--out", out, "--samples", "2", "--temperature", "1"]
+    assert main(asked) == 2
+    assert "--samples: traces hold the answers that there are" in capsys.readouterr().err
