@@ -91,14 +91,16 @@ def test_random_mixes_lie_on_the_line_between_their_stages():
     found = compare.random_mixes(BENCH)
     for each in found:
         assert each.quality.mean() == pytest.approx(np.interp(each.cost.mean(), cost, quality))
-    np.testing.assert_allclose([each.cost.mean() for each in found], np.linspace(1, 4, 9))
+    np.testing.assert_allclose([each.cost.mean() for each in found], sorted({*np.linspace(1, 4, 9), 2.0}))
     half = compare.play_mix(BENCH, "mix", (1.0, 0.0, 1.0))
     assert half.quality.mean() == pytest.approx((quality[0] + quality[2]) / 2)
 
 
 def test_the_zero_router_is_nowhere_below_a_random_mix():
-    for hull, mix in zip(compare.zero_router(BENCH), compare.random_mixes(BENCH), strict=True):
-        assert hull.quality.mean() >= mix.quality.mean() - 1e-12
+    hull = compare.zero_router(BENCH)
+    costs, qualities = ([getattr(each, name).mean() for each in hull] for name in ("cost", "quality"))
+    for mix in compare.random_mixes(BENCH):
+        assert np.interp(mix.cost.mean(), costs, qualities) >= mix.quality.mean() - 1e-12
 
 
 @given(st.integers(0, 1000), st.floats(0.1, 100))
@@ -141,7 +143,22 @@ def test_summaries_of_the_known():
     none = compare.summarise(DATA, Family("single", dearest), grid, chance(), times=50)
     assert [none["cost_save"], none["perf_gain"], *none["cost_save_ci"]] == pytest.approx([0.0] * 4)
     assert np.isnan(none["apgr"])
-    assert np.isnan(none["gap_closed"])
+    assert none["gap_closed"] < 0
+    elsewhere = Family("greedy", compare.curve(BENCH, "greedy", GreedyPolicy(), FLAT, [123.0]))
+    assert np.isnan(compare.summarise(DATA, elsewhere, grid, chance(), times=2)["gap_closed"])
+
+
+def test_a_family_without_lambda_takes_its_best_point_at_each():
+    family = Family("single", compare.singles(BENCH, FLAT))
+    grid = metrics.lambda_grid(DATA.quality.mean(axis=0), DATA.cost.mean(axis=0))
+    for lam in grid.tolist():
+        found = family.at(lam)
+        assert found is not None
+        assert found.value(lam).mean() == pytest.approx((lam * DATA.quality - DATA.cost).mean(axis=0).max())
+    assert compare.summarise(DATA, family, grid, chance(), times=2)["gap_closed"] == pytest.approx(0.0, abs=1e-12)
+    swept = Family("greedy", compare.curve(BENCH, "greedy", GreedyPolicy(), FLAT, [2.0, 5.0]))
+    assert swept.at(5.0) is swept.played[1]
+    assert swept.at(3.0) is None
 
 
 def test_the_best_fixed_stage_closes_nothing():

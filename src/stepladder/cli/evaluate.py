@@ -13,23 +13,44 @@ from rich.table import Table
 
 from stepladder import plugins
 from stepladder.cli import outcomes_options as options
+from stepladder.contracts import Policy
 from stepladder.errors import UsageError
-from stepladder.evaluate.aligned import Aligned
-from stepladder.evaluate.html import WHEN, page
-from stepladder.evaluate.reference import Reference, from_metrics, overlap, reference_of, suited
-from stepladder.evaluate.report import report
+from stepladder.evaluate import html, markdown, operating, tables
+from stepladder.evaluate.aligned import Aligned, Pricing, align
+from stepladder.evaluate.outcomes import OutcomeRow, read
+from stepladder.evaluate.reference import SEEN, Reference, from_metrics, overlap, reference_of, seen, suited
+from stepladder.evaluate.report import POLICIES, Subject, report
 from stepladder.evaluate.scores import Posterior, estimate
 from stepladder.predictors.artifact import Artifact, load
+
+FURTHER = ("pandora", "cascade-route", "optimal")
+"""Policies that are played besides POLICIES where they are installed."""
+
+OPTIMAL_STAGES = 5
+"""``optimal`` looks at all sets of answers: with more stages it is played only where it is asked for."""
 
 OVERLAP_LIMIT = 0.1
 """Share of judged queries known from training above which the judgement is refused instead of doing without them."""
 
-SCORES = ("r2", "auc", "brier", "logloss", "ece", "ece_floor", "n")
+UNPRINTED = ("Baselines",)
+"""Tables too long for a terminal: the files have them."""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     options.add_table(parser, split="validation", stages_required=False)
     parser.add_argument("--artifact", required=True, metavar="DIR", help="what 'stepladder train' wrote")
+    parser.add_argument(
+        "--train-split",
+        default="train",
+        metavar="SPLIT",
+        help="rows of the table that baselines learn from, those that the artifact was trained on (default: train)",
+    )
+    parser.add_argument(
+        "--policies",
+        metavar="A,B",
+        help=f"policies to play (default: {','.join(POLICIES)} and, where installed, {','.join(FURTHER)}; "
+        f"optimal up to {OPTIMAL_STAGES} stages)",
+    )
     parser.add_argument(
         "--allow-overlap",
         action="store_true",
@@ -38,6 +59,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resamples", type=int, default=1000, metavar="N", help="for the intervals (default: 1000)")
     parser.add_argument("--seed", type=int, default=0, metavar="N")
     parser.add_argument("--json", metavar="FILE", help="write everything as JSON")
+    parser.add_argument("--markdown", metavar="FILE", help="write the tables as one page of Markdown")
     parser.add_argument("--html", metavar="FILE", help="write a report of one file")
 
 
@@ -45,23 +67,49 @@ def run(args: argparse.Namespace) -> int:
     if args.resamples < 1:
         raise UsageError(f"--resamples: {args.resamples} should be at least 1")
     artifact = load(args.artifact)
-    models = options.words(args.stages, "--stages") or artifact.stages
-    if len(models) != len(artifact.stages):
-        told = f"the artifact is of {len(artifact.stages)} stages, {' < '.join(artifact.stages)}"
-        raise UsageError(f"--stages names {len(models)}; {told}")
-    data = options.read_table(args, models, artifact.stages)
-    data, known = _unseen(data, artifact, allow=args.allow_overlap)
-    found = {**_about(args, artifact, models, known), **_judged(args, artifact, data)}
+    policies = policies_of(options.words(args.policies, "--policies"), len(artifact.stages))
+    models = models_of(args, artifact)
+    rows, priced = read(args.outcomes), options.pricing(args, models)
+    data = align(rows, models, names=artifact.stages, split=args.split, pricing=priced)
+    data, known = unseen(data, artifact, allow=args.allow_overlap)
+    train, notes = _train(args, artifact, data, (rows, models, priced))
+    subject, more = subject_of(artifact, data, train, options.seed(args))
+    found = report(subject, policies=policies, times=args.resamples)
+    found = {**_about(args, artifact, models, known), **found, "notes": [*notes, *more, *found["notes"]]}
     _write(found, args)
     _show(found)
     return 0
 
 
+def models_of(args: argparse.Namespace, artifact: Artifact) -> tuple[str, ...]:
+    """The table's names of the artifact's stages. Raises UsageError where --stages names more or fewer."""
+    models = options.words(args.stages, "--stages") or artifact.stages
+    if len(models) != len(artifact.stages):
+        told = f"the artifact is of {len(artifact.stages)} stages, {' < '.join(artifact.stages)}"
+        raise UsageError(f"--stages names {len(models)}; {told}")
+    return models
+
+
+def policies_of(asked: Sequence[str], stages: int) -> dict[str, Policy]:
+    """The policies to play, by name; ``cascade`` is the greedy rule asked again after every answer.
+
+    Without names: POLICIES, and those of FURTHER that are installed. Raises PluginError for a name that nobody
+    registered, UsageError for a policy that needs options (its own are not known here).
+    """
+    names = asked or (*POLICIES, *(name for name in FURTHER if name in plugins.names("policies")))
+    if not asked and stages > OPTIMAL_STAGES:
+        names = [name for name in names if name != "optimal"]
+    return {name: POLICIES.get(name) or plugins.make("policies", name) for name in names}
+
+
 # ── judging ──────────────────────────────────────────────────────────────────
 
 
-def _unseen(data: Aligned, artifact: Artifact, *, allow: bool) -> tuple[Aligned, dict[str, Any]]:
-    """The rows to judge on, and how many queries were known from training. Raises UsageError where those are many."""
+def unseen(data: Aligned, artifact: Artifact, *, allow: bool = False) -> tuple[Aligned, dict[str, Any]]:
+    """The rows that the artifact was not trained on, and how many queries were known from training.
+
+    Raises UsageError where those are many; ``allow`` keeps all instead.
+    """
     known = overlap(data, artifact.arrays)
     count, share = int(known.sum()), float(known.mean())
     if share > OVERLAP_LIMIT and not allow:
@@ -73,15 +121,56 @@ def _unseen(data: Aligned, artifact: Artifact, *, allow: bool) -> tuple[Aligned,
     return (data if allow else data.take(~known)), facts
 
 
-def _judged(args: argparse.Namespace, artifact: Artifact, data: Aligned) -> dict[str, Any]:
+Asked = tuple[Sequence[OutcomeRow], Sequence[str], Pricing]
+"""Rows, the models that are wanted of them, and what they cost."""
+
+
+def _train(
+    args: argparse.Namespace, artifact: Artifact, data: Aligned, asked: Asked
+) -> tuple[Aligned | None, list[str]]:
+    """The training rows in the same table, for baselines to learn from what the predictor learned from.
+
+    None where there are none, or no more than are judged.
+    """
+    rows, models, priced = asked
+    try:
+        train = align(rows, models, names=artifact.stages, split=args.train_split, pricing=priced)
+    except UsageError as error:
+        return None, [f"no training rows: {error}"]
+    train = train.take(~overlap(train, {SEEN: seen(data)}))
+    learned = overlap(train, artifact.arrays)
+    if not len(train):
+        return None, [f"no training rows: all of split '{args.train_split}' are judged"]
+    if learned.any():
+        return train.take(learned), []
+    told = (
+        f"baselines learned from {len(train)} rows of split '{args.train_split}' that the artifact was not trained on"
+    )
+    return train, [told]
+
+
+def subject_of(
+    artifact: Artifact, data: Aligned, train: Aligned | None = None, seed: int = 0
+) -> tuple[Subject, list[str]]:
+    """The artifact's estimates of these rows, made ready to be played, and what there is to say of them."""
     reference, notes = _reference(artifact, data)
-    lam = artifact.lambda_ if artifact.cost_unit == data.cost_unit else None
     predictor = plugins.load("predictors", artifact.kind)(artifact.stages, artifact.params, artifact.arrays)
     featurizer = plugins.load("features", artifact.features)()
-    estimates = estimate(predictor, featurizer, data.requests)
-    after = Posterior(predictor, featurizer, data.requests)
-    found = report(data, estimates, reference, after=after, lam=lam, seed=options.seed(args), times=args.resamples)
-    return {**found, "notes": [*notes, *found["notes"]]}
+    suits = artifact.cost_unit == data.cost_unit
+    points = operating.all_of(artifact.metrics) if suits else {}
+    if not points:
+        notes.append("no operating points chosen on training rows stand in the artifact for these costs")
+    subject = Subject(
+        data,
+        estimate(predictor, featurizer, data.requests),
+        reference,
+        after=Posterior(predictor, featurizer, data.requests),
+        train=train,
+        lam=artifact.lambda_ if suits else None,
+        points=points,
+        seed=seed,
+    )
+    return subject, notes
 
 
 def _reference(artifact: Artifact, data: Aligned) -> tuple[Reference, list[str]]:
@@ -112,8 +201,10 @@ def _about(
 def _write(found: Mapping[str, Any], args: argparse.Namespace) -> None:
     if args.json is not None:
         _put(args.json, json.dumps(found, ensure_ascii=False, indent=1, allow_nan=False) + "\n")
+    if args.markdown is not None:
+        _put(args.markdown, markdown.page(found))
     if args.html is not None:
-        _put(args.html, page(found))
+        _put(args.html, html.page(found))
 
 
 def _put(path: str, text: str) -> None:
@@ -125,87 +216,20 @@ def _put(path: str, text: str) -> None:
 
 def _show(found: Mapping[str, Any]) -> None:
     console = options.console()
-    unseen = [name for name, facts in found["datasets"].items() if not facts["seen_in_training"]]
-    console.print(
-        f"{found['n']} queries of split '{found['split']}'; left out: {found['dropped']} for want of a stage"
-        f"; datasets not seen in training: {', '.join(unseen) or 'none'}",
-        highlight=False,
-        soft_wrap=True,
-    )
-    console.print(_overlap_told(found["overlap"]), highlight=False, soft_wrap=True)
-    for when, figures in found["predictor"].items():
-        console.print(_predictor_table(WHEN[when], figures))
-    console.print(_policy_table(found))
-    console.print(_summary_table(found["summary"]))
+    for told in tables.facts(found):
+        console.print(told, highlight=False, soft_wrap=True)
+    for table in tables.tables(found):
+        if table.title not in UNPRINTED:
+            console.print(_printed(table))
     for note in found["notes"]:
         console.print(f"· {note}", highlight=False, soft_wrap=True)
     sys.stdout.flush()
 
 
-def _overlap_told(facts: Mapping[str, Any]) -> str:
-    if facts["judged_nevertheless"]:
-        return f"OVERLAP: {facts['queries']} of these queries were known from training; the figures are too good"
-    return f"known from training and left out: {facts['queries']} queries"
-
-
-def _predictor_table(when: str, figures: Mapping[str, Any]) -> Table:
-    pooled = figures["pooled"]
-    within = f"R² within stage {_figure(pooled['r2_within_stage'])}"
-    if "r2_within_class" in pooled:
-        within += f", within class and stage {_figure(pooled['r2_within_class'])}"
-    table = _table(
-        f"predicted quality, {when}; {within}",
-        "stage",
-        "R²",
-        "AUC",
-        "Brier",
-        "log-loss",
-        "ECE",
-        "its floor",
-        "n",
-    )
-    for line in ({"stage": "all, pooled", **pooled}, *figures["per_stage"]):
-        table.add_row(line["stage"], *(_figure(line[name]) for name in SCORES[:-1]), str(line["n"]))
-    return table
-
-
-def _policy_table(found: Mapping[str, Any]) -> Table:
-    shown = {*found["lambda_grid"], found["lambda_calibrated"]}
-    lines = [line for line in found["policies"] if line["lambda"] in shown]
-    lines += [line for line in found["baselines"] if line["name"].startswith(("single:", "fixed:"))]
-    lines += [line for line in found["baselines"] if line["name"] == "oracle"][-1:]
-    table = _table(
-        f"policies, costs in {found['cost_unit']}", "policy", "λ", "quality", "95 %", "cost", "95 %", "answers by stage"
-    )
-    for line in lines:
-        lam = "" if line["lambda"] is None or line["name"] == "oracle" else f"{line['lambda']:.3g}"
-        mark = " ◀" if line["name"] == "greedy" and line["lambda"] == found["lambda_calibrated"] else ""
-        shares = " / ".join(f"{share:.0%}" for share in line["shares"].values())
-        figures = (_figure(line["quality"]), _range(line["quality_ci"]), _figure(line["cost"]), _range(line["cost_ci"]))
-        table.add_row(line["name"] + mark, lam, *figures, shares)
-    return table
-
-
-def _summary_table(summary: Mapping[str, Mapping[str, Any]]) -> Table:
-    names = ("cost_save", "perf_gain", "apgr", "cpt50", "cpt80", "cost_auc", "gap_closed")
-    table = _table("along λ (best points in hindsight)", "policy", *names)
-    for name, figures in summary.items():
-        if not name.startswith(("single:", "fixed:")):
-            table.add_row(name, *(f"{_figure(figures[key])}\n{_range(figures[f'{key}_ci'])}" for key in names))
-    return table
-
-
-def _table(title: str, first: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left")
-    table.add_column(first)
-    for column in columns:
-        table.add_column(column, justify="right")
-    return table
-
-
-def _figure(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4g}" if abs(value) >= 10 else f"{round(value, 3) + 0.0:.3f}"
-
-
-def _range(pair: Sequence[float | None]) -> str:
-    return "" if None in pair else f"{_figure(pair[0])} … {_figure(pair[1])}"
+def _printed(table: tables.Table) -> Table:
+    made = Table(title=f"{table.title}: {table.told}" if table.told else table.title, title_justify="left")
+    for number, name in enumerate(table.head):
+        made.add_column(name, justify="right" if number else "left")
+    for line in table.lines:
+        made.add_row(*line)
+    return made

@@ -30,8 +30,8 @@ def add_table(parser: argparse.ArgumentParser, *, split: str, stages_required: b
 
 def read_table(args: argparse.Namespace, models: Sequence[str], names: Sequence[str]) -> Aligned:
     """The aligned rows that the arguments ask for; no ``names`` keeps the models'. Raises UsageError."""
-    pricing = _pricing(args, models)
-    return align(read(args.outcomes), models, names=names or None, split=args.split, pricing=pricing)
+    priced = pricing(args, models)
+    return align(read(args.outcomes), models, names=names or None, split=args.split, pricing=priced)
 
 
 def console() -> Console:
@@ -65,7 +65,8 @@ def seed(args: argparse.Namespace) -> int:
     return int(args.seed)
 
 
-def _pricing(args: argparse.Namespace, models: Sequence[str]) -> Pricing:
+def pricing(args: argparse.Namespace, models: Sequence[str]) -> Pricing:
+    """What --costs or --prices say; raises UsageError."""
     if args.prices is not None:
         return read_prices(args.prices, models)
     if args.costs is None:

@@ -88,6 +88,11 @@ class Aligned:
         """Each query's dataset; an empty text where the table names none."""
         return tuple(row[0].dataset or "" for row in self.rows)
 
+    @property
+    def tasks(self) -> tuple[tuple[str, str], ...]:
+        """Each query's dataset and subset; an empty text where the table names none."""
+        return tuple((row[0].dataset or "", row[0].subset or "") for row in self.rows)
+
     @cached_property
     def groups(self) -> NDArray[np.intp]:
         """(n,) numbers of the groups; queries of one group rest on the same fact."""

@@ -132,6 +132,10 @@ class Played:
     seconds: Vector
     chances: Matrix
 
+    def value(self, lam: float) -> Vector:
+        """V = λ·Q − C of every query, (n,)."""
+        return lam * self.quality - self.cost
+
     @property
     def shares(self) -> Vector:
         """Share of the answers by stage, (k,)."""
@@ -198,11 +202,16 @@ def pipelines(bench: Bench, estimates: Sequence[Estimates]) -> list[Played]:
 
 
 def random_mixes(bench: Bench, points: int = MIXES) -> list[Played]:
-    """Mixes of the stages next to a cost, at costs evenly spaced from the cheapest stage's mean to the dearest's."""
+    """Mixes of the stages next to a cost, at costs evenly spaced from the cheapest stage's mean to the dearest's, and
+    the stages themselves."""
     cost = bench.data.cost.mean(axis=0).tolist()
-    targets = np.linspace(min(cost), max(cost), points).tolist()
-    targets[-1] = max(cost)
-    return [play_mix(bench, "random-mix", split_for_cost(cost, target)) for target in targets]
+    return [play_mix(bench, "random-mix", split_for_cost(cost, target)) for target in targets(cost, points)]
+
+
+def targets(costs: Sequence[float], points: int) -> list[float]:
+    """``points`` costs evenly spaced between the least and the greatest, and each of ``costs`` itself; sorted."""
+    spaced = np.linspace(min(costs), max(costs), points)[1:-1].tolist()
+    return sorted({*spaced, *costs})
 
 
 def zero_router(bench: Bench, points: int = MIXES) -> list[Played]:
@@ -212,11 +221,8 @@ def zero_router(bench: Bench, points: int = MIXES) -> list[Played]:
     """
     quality, cost = bench.data.quality.mean(axis=0), bench.data.cost.mean(axis=0)
     on_hull = metrics.hull(quality, cost)
-    costs = cost[on_hull].tolist()
-    targets = np.linspace(costs[0], costs[-1], points).tolist()
-    targets[-1] = costs[-1]
-    found = []
-    for target in targets:
+    costs, found = cost[on_hull].tolist(), []
+    for target in targets(costs, points):
         weights = np.zeros(len(cost))
         weights[on_hull] = split_for_cost(costs, target)
         found.append(play_mix(bench, "zero-router", weights.tolist()))
@@ -269,7 +275,7 @@ def sweep(grid: Vector, *more: float | None) -> list[float]:
 
 # ── summaries ────────────────────────────────────────────────────────────────
 
-FIGURES = ("cost_save", "perf_gain", "apgr", "cpt50", "cpt80", "cost_auc", "gap_closed")
+FIGURES = ("cost_save", "perf_gain", "apgr", "cpt50", "cpt80", "cost_auc", "aiq", "gap_closed")
 
 
 @dataclass(frozen=True, eq=False)
@@ -284,6 +290,15 @@ class Family:
     played: Sequence[Played]
     score: Vector | None = None
 
+    def at(self, lam: float) -> Played | None:
+        """What was played at this λ; of points without a λ (mixes, pipelines) the best there, in hindsight; else None.
+
+        That hindsight is in a baseline's favour, so that a lead over it is no gift to what it is compared with.
+        """
+        exact = next((each for each in self.played if each.lam == lam), None)
+        free = (each for each in self.played if each.lam is None)
+        return exact or max(free, key=lambda each: float(each.value(lam).mean()), default=None)
+
 
 def summarise(
     data: Aligned, family: Family, grid: Vector, rng: np.random.Generator, *, times: int = 1000
@@ -291,7 +306,8 @@ def summarise(
     """FIGURES of a family with their 95 % intervals (``NAME_ci``), by bootstrap over groups of queries.
 
     ``cost_save`` is against the dearest stage, ``perf_gain`` against the best single one, both at the best point of
-    the curve in hindsight. ``gap_closed`` is the mean over ``grid``; it is NaN where the family was not played there.
+    the curve in hindsight. ``gap_closed`` is the mean over ``grid``; it is NaN where the family was not played there
+    (``Family.at``).
     """
     whole = np.full((1, len(data)), 1 / len(data))
     said = _figures(data, family, grid, whole)[0]
@@ -331,6 +347,7 @@ def _figures(data: Aligned, family: Family, grid: Vector, weights: Matrix) -> Ma
                 metrics.perf_gain(q, float(alone_q.max())),
                 *_ranked(data, family.score, line),
                 metrics.cost_auc(q, c, alone_q, alone_c),
+                metrics.aiq(q, c, alone_q, alone_c),
                 closed[number],
             )
         )
@@ -347,10 +364,10 @@ def _ranked(data: Aligned, score: Vector | None, weights: Vector) -> tuple[float
 
 def gaps(data: Aligned, family: Family, grid: Vector, weights: Matrix) -> list[float]:
     """``metrics.gap_closed`` for each line of weights."""
-    at = {each.lam: each for each in family.played}
-    if any(lam not in at for lam in grid.tolist()):
+    found = [(lam, family.at(lam)) for lam in grid.tolist()]
+    mine = [played.value(lam) for lam, played in found if played is not None]
+    if len(mine) < len(grid):
         return [float("nan")] * len(weights)
-    mine = [lam * at[lam].quality - at[lam].cost for lam in grid.tolist()]
     best = [(lam * data.quality - data.cost).max(axis=1) for lam in grid.tolist()]
     value, oracle_value = weights @ np.column_stack(mine), weights @ np.column_stack(best)
     stage_quality, stage_cost = (weights @ part for part in (data.quality, data.cost))

@@ -3,104 +3,78 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import Any
 
+from stepladder.evaluate.tables import WHEN, Table, facts, tables
+
 STYLE = (
-    "body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}"
-    "table{border-collapse:collapse;margin:.5rem 0 1.5rem}td,th{padding:.2rem .7rem;border-bottom:1px solid #ddd;"
-    "text-align:right}td:first-child,th:first-child{text-align:left}svg{max-width:100%;height:auto}"
+    "body{font:15px/1.5 system-ui,sans-serif;max-width:72rem;margin:2rem auto;padding:0 1rem;color:#222}"
+    "table{border-collapse:collapse;margin:.5rem 0 1.5rem;font-size:13px}td,th{padding:.2rem .6rem;"
+    "border-bottom:1px solid #ddd;text-align:right}td:first-child,th:first-child{text-align:left}"
+    "svg{max-width:100%;height:auto}"
 )
-STYLES = {"greedy": "o-", "cascade": "D-", "class-router": "s-", "zero-router": "--", "oracle": ":"}
-WHEN = {"before": "before an answer", "after": "after its own answer and those below it"}
-FIGURES = ("cost_save", "perf_gain", "apgr", "cpt50", "cpt80", "cost_auc", "gap_closed")
+STYLES = {
+    "greedy": "o-",
+    "cascade": "D-",
+    "pandora": "P-",
+    "cascade-route": "X-",
+    "optimal": "p-",
+    "class-router": "s-",
+    "task-mean": "v-",
+    "neighbours": "<-",
+    "prompt-length": ">-",
+    "zero-router": "--",
+    "perfect-verifier": "k*",
+    "oracle": ":",
+}
+DEFERRED = ("greedy", "cascade", "pandora", "task-mean", "neighbours", "prompt-length", "perfect-verifier")
 
 
 def page(found: Mapping[str, Any]) -> str:
     """The report of what ``judge`` found, with the verb's facts about table and artifact."""
     parts = [
         f"<h1>{escape(' < '.join(found['stages']))}</h1>",
-        f"<p>{escape(_facts(found))}</p>",
-        _overlap(found["overlap"]),
-        _plot(found),
-        *(f"<h2>Predicted quality, {WHEN[when]}</h2>{_predictor(each)}" for when, each in found["predictor"].items()),
-        f"<h2>Policies (costs in {escape(found['cost_unit'])})</h2>",
-        _policies([*found["policies"], *found["baselines"]]),
-        "<h2>Along λ, best points in hindsight</h2>",
-        _summary(found["summary"]),
+        *(f"<p>{escape(told)}</p>" for told in facts(found)),
+        _plots(found),
+        *map(_table, tables(found)),
         f"<ul>{''.join(f'<li>{escape(note)}</li>' for note in found['notes'])}</ul>",
     ]
     head = f"<meta charset='utf-8'><title>Stepladder: evaluation</title><style>{STYLE}</style>"
     return f"<!doctype html><html lang='en'><head>{head}</head><body>{''.join(parts)}</body></html>\n"
 
 
-def _facts(found: Mapping[str, Any]) -> str:
-    artifact = found["artifact"]
-    return (
-        f"{found['n']} queries of {found['outcomes']}, split '{found['split']}', {found['dropped']} left out for "
-        f"want of a stage. Artifact {artifact['kind']} {artifact['version']}. Intervals: 95 %, bootstrap over groups, "
-        f"{found['resamples']} resamples, seed {found['seed']}."
-    )
+def _table(table: Table) -> str:
+    top = "".join(f"<th>{escape(word)}</th>" for word in table.head)
+    body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in line)}</tr>" for line in table.lines)
+    told = f"<p>{escape(table.told)}</p>" if table.told else ""
+    return f"<h2>{escape(table.title)}</h2>{told}<table><tr>{top}</tr>{body}</table>"
 
 
-def _overlap(facts: Mapping[str, Any]) -> str:
-    if facts["judged_nevertheless"]:
-        return f"<p><b>{facts['queries']} of these queries were known from training: the figures are too good.</b></p>"
-    return f"<p>{facts['queries']} queries known from training were left out.</p>"
+# ── plots ────────────────────────────────────────────────────────────────────
 
 
-def _predictor(figures: Mapping[str, Any]) -> str:
-    names = ("r2", "auc", "brier", "logloss", "ece", "ece_floor", "n")
-    lines = [{"stage": "all, pooled", **figures["pooled"]}, *figures["per_stage"]]
-    return _table(("stage", *names), ([line["stage"], *(line[name] for name in names)] for line in lines))
-
-
-def _policies(entries: Sequence[Mapping[str, Any]]) -> str:
-    head = ("policy", "λ", "quality", "95 %", "cost", "95 %", "answers by stage")
-    return _table(head, (_policy(entry) for entry in entries))
-
-
-def _policy(entry: Mapping[str, Any]) -> list[Any]:
-    shares = " / ".join(f"{share:.0%}" for share in entry["shares"].values())
-    quality, cost = (_range(entry[f"{name}_ci"]) for name in ("quality", "cost"))
-    return [entry["name"], entry["lambda"], entry["quality"], quality, entry["cost"], cost, shares]
-
-
-def _summary(summary: Mapping[str, Mapping[str, Any]]) -> str:
-    return _table(
-        ("policy", *FIGURES),
-        ([name, *(_with_range(found, figure) for figure in FIGURES)] for name, found in summary.items()),
-    )
-
-
-def _with_range(found: Mapping[str, Any], figure: str) -> str:
-    return f"{_shown(found[figure])} {_range(found[f'{figure}_ci'])}".strip()
-
-
-def _table(head: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
-    top = "".join(f"<th>{escape(word)}</th>" for word in head)
-    body = "".join(f"<tr>{''.join(f'<td>{escape(_shown(cell))}</td>' for cell in line)}</tr>" for line in lines)
-    return f"<table><tr>{top}</tr>{body}</table>"
-
-
-def _shown(value: Any) -> str:
-    if value is None:
-        return "–"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _range(pair: Sequence[float | None]) -> str:
-    return "" if None in pair else f"({_shown(pair[0])} … {_shown(pair[1])})"
-
-
-def _plot(found: Mapping[str, Any]) -> str:
-    """Quality over cost as SVG; nothing where matplotlib is not installed."""
+def _plots(found: Mapping[str, Any]) -> str:
+    """Three pictures as SVG; nothing where matplotlib is not installed."""
     try:
-        from matplotlib.figure import Figure
+        return "".join(_drawn(draw, found) for draw in (_frontier, _deferral, _reliability))
     except ImportError:
         return "<p>Install matplotlib for the curves.</p>"
+
+
+def _drawn(draw: Callable[[Any, Mapping[str, Any]], None], found: Mapping[str, Any]) -> str:
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(7.5, 4.5), layout="tight")
+    draw(figure, found)
+    text = io.StringIO()
+    figure.savefig(text, format="svg", metadata={"Date": None})
+    return text.getvalue()[text.getvalue().index("<svg") :]
+
+
+def _frontier(figure: Any, found: Mapping[str, Any]) -> None:
+    """Quality over cost."""
     axes = figure.add_subplot(xlabel=f"cost [{found['cost_unit']}]", ylabel="quality")
     for name, style in STYLES.items():
         points = [line for line in (*found["policies"], *found["baselines"]) if line["name"] == name]
@@ -110,10 +84,33 @@ def _plot(found: Mapping[str, Any]) -> str:
         if line["name"].startswith("single:"):
             axes.plot(line["cost"], line["quality"], "k^")
             axes.annotate(line["name"].removeprefix("single:"), (line["cost"], line["quality"]), fontsize=8)
-    axes.legend()
-    text = io.StringIO()
-    figure.savefig(text, format="svg", metadata={"Date": None})
-    return text.getvalue()[text.getvalue().index("<svg") :]
+    axes.legend(fontsize=7)
+
+
+def _deferral(figure: Any, found: Mapping[str, Any]) -> None:
+    """Quality over the share of queries that go to the dearest stage, the others to the cheapest."""
+    axes = figure.add_subplot(xlabel="share of queries sent to the dearest stage", ylabel="quality")
+    curves = {name: found["summary"].get(name, {}).get("deferral") for name in DEFERRED}
+    for name, curve in curves.items():
+        if curve is not None:
+            axes.plot(curve["share"], curve["quality"], STYLES[name], label=name, markersize=3)
+    ends = next(curve["quality"] for curve in curves.values() if curve is not None)
+    axes.plot((0, 1), (ends[0], ends[-1]), "k--", linewidth=0.8, label="by chance")
+    axes.legend(fontsize=7)
+
+
+def _reliability(figure: Any, found: Mapping[str, Any]) -> None:
+    """Mean quality over mean estimate, by bins of equally many, for each stage."""
+    panels = figure.subplots(1, len(found["predictor"]), squeeze=False)[0]
+    for axes, (when, figures) in zip(panels, found["predictor"].items(), strict=True):
+        axes.plot((0, 1), (0, 1), "k--", linewidth=0.8)
+        for line in figures["per_stage"]:
+            bins = line["reliability"]
+            said, was = ([each[name] for each in bins] for name in ("estimate", "quality"))
+            axes.plot(said, was, "o-", markersize=3, label=line["stage"])
+        axes.set(title=WHEN[when], xlabel="mean estimate", ylabel="mean quality")
+        axes.title.set_fontsize(9)
+        axes.legend(fontsize=7)
 
 
 def _points(entries: Sequence[Mapping[str, Any]]) -> tuple[list[float], list[float]]:

@@ -23,8 +23,8 @@ CLIP = 1e-6
 RIGHT = 0.5
 """From this quality up an answer counts as right, where a figure knows only right and wrong."""
 
-NO_SIGNAL = 0.05
-"""Where less of the groups' spread than this is more than noise, a corrected R² would be a quotient of two noises."""
+NO_SIGNAL = 0.2
+"""Where no more of the groups' spread than this is signal, a corrected R² would be a quotient of two noises."""
 
 CHUNK = 2_000_000
 """Numbers held at once while resampling."""

@@ -8,7 +8,7 @@ quality. Where no λ does either on training rows, the point is the single stage
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -71,6 +71,13 @@ def from_metrics(values: Mapping[str, float], policy: str) -> dict[str, Point]:
     return found
 
 
+def all_of(values: Mapping[str, float]) -> dict[str, dict[str, Point]]:
+    """The points of every policy that an artifact remembers some of."""
+    prefixes = tuple(f"quality_{kind}:" for kind in KINDS)
+    policies = sorted({key.split(":", 1)[1] for key in values if key.startswith(prefixes)})
+    return {policy: from_metrics(values, policy) for policy in policies}
+
+
 # ── applied once ─────────────────────────────────────────────────────────────
 
 FIGURES = ("quality", "cost", "quality_ratio", "cost_save", "perf_gain")
@@ -78,10 +85,13 @@ FIGURES = ("quality", "cost", "quality_ratio", "cost_save", "perf_gain")
 the dearest stage, ``perf_gain`` (the qualities' ratio − 1) against the best single one."""
 
 
-def applied(data: Aligned, point: Point, played: Played, drawn: Matrix) -> dict[str, Any]:
-    """FIGURES of a point on judged rows, as it was ``played`` there, with 95 % intervals over ``drawn`` (b, n)."""
-    whole = np.full((1, len(data)), 1 / len(data))
-    said, ranges = _figures(data, played, whole)[0], _figures(data, played, drawn)
+def applied(data: Aligned, point: Point, played: Played, draw: Callable[[Matrix], Matrix]) -> dict[str, Any]:
+    """FIGURES of a point on judged rows, as it was ``played`` there, with 95 % intervals.
+
+    ``draw`` resamples the means of the columns of an array (n, m): (times, m).
+    """
+    parts = np.column_stack([played.quality, played.cost, data.quality, data.cost])
+    said, ranges = _figures(parts.mean(axis=0).reshape(1, -1))[0], _figures(draw(parts))
     found: dict[str, Any] = {"lambda": point.lam, "policy_used": played.name}
     for number, name in enumerate(FIGURES):
         found |= {name: float(said[number]), f"{name}_ci": metrics.interval(ranges[:, number])}
@@ -97,10 +107,10 @@ def at_point(kind: str, point: Point, alone: Sequence[Played], curve: Sequence[P
     return min(alone, key=lambda each: abs(each.cost.mean() - point.cost))
 
 
-def _figures(data: Aligned, played: Played, weights: Matrix) -> Matrix:
-    """(b, len(FIGURES))."""
-    quality, cost = weights @ played.quality, weights @ played.cost
-    stage_quality, stage_cost = weights @ data.quality, weights @ data.cost
+def _figures(means: Matrix) -> Matrix:
+    """(b, len(FIGURES)) from means (b, 2 + 2k) of quality and cost, then of every stage's quality and cost."""
+    quality, cost = means[:, 0], means[:, 1]
+    stage_quality, stage_cost = np.hsplit(means[:, 2:], 2)
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio, paid = quality / stage_quality[:, -1], cost / stage_cost[:, -1]
         gain = quality / stage_quality.max(axis=1) - 1

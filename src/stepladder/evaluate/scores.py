@@ -9,6 +9,7 @@ import numpy as np
 
 from stepladder.contracts import Featurizer, Predictor
 from stepladder.evaluate import metrics
+from stepladder.evaluate.aligned import Aligned
 from stepladder.evaluate.metrics import Labels, Matrix
 from stepladder.types import Attempt, Estimates, Request
 
@@ -43,8 +44,9 @@ def means(estimates: Sequence[Estimates], stages: Sequence[str]) -> Matrix:
     return np.array([[found[stage].mean for stage in stages] for found in estimates], dtype=np.float64)
 
 
-def scores(quality: Matrix, estimated: Matrix, rng: np.random.Generator) -> dict[str, float]:
-    """``r2``, ``auc``, ``brier``, ``logloss``, ``ece``, ``ece_floor`` and ``n``, over all entries of two arrays.
+def scores(quality: Matrix, estimated: Matrix, rng: np.random.Generator) -> dict[str, Any]:
+    """``r2``, ``auc``, ``brier``, ``logloss``, ``ece``, ``ece_floor`` and ``n``, over all entries of two arrays, and
+    ``reliability``: the bins of the ECE, each with ``estimate``, ``quality`` and ``n``.
 
     Formulas: ``metrics.py``. The floor is simulated with ``rng``.
     """
@@ -57,6 +59,7 @@ def scores(quality: Matrix, estimated: Matrix, rng: np.random.Generator) -> dict
         "ece": metrics.ece(quality, estimated),
         "ece_floor": metrics.ece_floor(estimated, rng, spread=spread),
         "n": quality.size,
+        "reliability": [each._asdict() for each in metrics.reliability(quality, estimated)],
     }
 
 
@@ -81,3 +84,20 @@ def predictor_report(
         pooled["r2_within_class"] = metrics.r2_within(quality, estimated, number * len(stages) + stage_of)
     alone = [{"stage": name, **scores(quality[:, [j]], estimated[:, [j]], rng)} for j, name in enumerate(stages)]
     return {"pooled": pooled, "per_stage": alone}
+
+
+def ceilings(data: Aligned) -> list[dict[str, Any]]:
+    """Each stage's highest R², from the queries that it answered twice or more; a stage without such is left out.
+
+    ``r2_single`` is that of one answer, ``r2_mean`` of the mean of a query's answers, ``queries`` counts them.
+    """
+    if data.samples is None:
+        return []
+    found = []
+    for column, stage in enumerate(data.stages):
+        again = data.samples.count[:, column] > 1
+        if again.any():
+            best = metrics.r2_ceiling(data.samples.mean[again, column], data.samples.count[again, column])
+            told = {"r2_single": best.single, "r2_mean": best.mean, "queries": int(again.sum())}
+            found.append({"stage": stage, **told})
+    return found
