@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stepladder.config import PRESETS
 from stepladder.errors import ArtifactError, UsageError
 from stepladder.predictors.artifact import load, save
 from stepladder.predictors.gbdt import GBDTPredictor, Trees
@@ -238,8 +239,8 @@ def test_arrays_for_after_an_answer_that_do_not_fit(change: dict[str, Any], told
     [
         ({"after_depth": 3}, "after_depth should be a whole number from 0 to 2"),
         ({"after_depth": None}, "after_depth should be a whole number"),
-        ({"after_signals": ["mood"]}, "after_signals should be answered, tokens"),
-        ({"after_signals": None}, "after_signals should be answered, tokens"),
+        ({"after_signals": ["mood"]}, "after_signals: this Stepladder reads no signal 'mood'"),
+        ({"after_signals": None}, "after_signals should be a list of different names, such as answered, tokens"),
     ],
 )
 def test_params_for_after_an_answer_that_do_not_fit(change: dict[str, Any], told: str) -> None:
@@ -251,3 +252,41 @@ def test_params_for_after_an_answer_that_do_not_fit(change: dict[str, Any], told
 def test_params_for_after_an_answer_without_its_trees() -> None:
     with pytest.raises(ArtifactError, match="array 'after_feature' is missing"):
         GBDTPredictor(("a",), with_after()[0], arrays_of())
+
+
+# ── which signals ────────────────────────────────────────────────────────────
+
+
+def of_signals(*signals: str) -> GBDTPredictor:
+    """Trees that say whether the first of these signals of stage a is above a half."""
+    params, arrays = with_after(after_feature=np.full((1, 1, 3), len(NAMES) + 1))
+    return GBDTPredictor(("a",), params | {"after_signals": list(signals)}, arrays)
+
+
+@pytest.mark.parametrize(
+    ("signal", "low", "high"),
+    [
+        ("digits", "four", "4"),
+        ("code", "import of goods", "import goods"),
+        ("same_as_prompt", "four", "2+2?"),
+        ("repeats", "a\nb\nc", "a\na\na"),
+    ],
+)
+def test_trees_read_the_signals_that_their_artifact_names(signal: str, low: str, high: str) -> None:
+    for signals in ([signal], [signal, "answered"]):
+        predictor = of_signals(*signals)
+        below, above = (predictor.predict(Features({}, "2+2?", (Attempt("a", text),)))["a"] for text in (low, high))
+        assert (below.mean, above.mean) == (pytest.approx(1 / (1 + np.exp(1))), pytest.approx(1 / (1 + np.exp(-1))))
+
+
+def test_who_reads_log_probabilities_says_so() -> None:
+    assert GBDTPredictor(("a",), {"depth": 1}, arrays_of()).reads == frozenset()
+    assert of_signals("answered", "digits").reads == frozenset()
+    for signal in ("logprob", "min_logprob", "tail_logprob"):
+        assert of_signals("answered", signal).reads == {"logprobs"}
+
+
+def test_the_shipped_artifact_keeps_its_older_list_of_signals() -> None:
+    artifact = load(PRESETS / "nano" / "artifact")
+    assert artifact.params["after_signals"] == list(SIGNALS)
+    assert GBDTPredictor(artifact.stages, artifact.params, artifact.arrays).reads == {"logprobs"}

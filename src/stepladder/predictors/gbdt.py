@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stepladder.contracts import LOGPROBS
 from stepladder.errors import ArtifactError
 from stepladder.predictors import history
 from stepladder.predictors.artifact import array_of, content_version, numbers_of
@@ -33,8 +34,9 @@ class GBDTPredictor:
 
     Optional are trees for after an answer: the same arrays with AFTER before their names (``after_base``, …), which
     read the columns above and then those of ``history``, and the params ``after_depth`` and ``after_signals``
-    (``history.SIGNALS``, so that trees of other signals are refused). They estimate every stage, those that answered
-    and those that did not, as soon as one stage of the ladder answered; without them answers do not move the estimates.
+    (what those columns are, such as ``history.SIGNALS``: trees of unknown signals are refused). They estimate every
+    stage, those that answered and those that did not, as soon as one stage of the ladder answered; without them answers
+    do not move the estimates.
     Friedman, "Greedy function approximation" (2001); linear scores under the trees are stacking (Wolpert, 1992).
 
     Raises ArtifactError where parameters or arrays do not fit the ladder.
@@ -52,8 +54,15 @@ class GBDTPredictor:
         columns = len(NAMES) + len(stages)
         self._trees = Trees(arrays, params.get("depth"), len(stages), columns)
         self._after: tuple[NDArray[np.float64], Trees] | None = None
+        self._signals: tuple[str, ...] = ()
         if any(name.startswith(AFTER) for name in (*arrays, *params)):
-            self._after = _after(params, arrays, len(stages), columns)
+            self._signals = history.known_signals(params.get(f"{AFTER}signals"), f"{AFTER}signals")
+            self._after = _after(params, arrays, len(stages), columns + len(history.names(len(stages), self._signals)))
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """The log probabilities of answers' tokens, where there are trees for after an answer that look at them."""
+        return frozenset({LOGPROBS} if history.reads_logprobs(self._signals) else ())
 
     def predict(self, features: Features) -> Estimates:
         """Estimates for every stage, after the answers among the attempts where there are any."""
@@ -62,10 +71,10 @@ class GBDTPredictor:
         inputs = [*numbers(features.text, self._counts), *scores.tolist()]
         base, trees = self._base, self._trees
         if self._after is not None and features.attempts:
-            answered = history.answered(features.attempts, self._stages)
+            answered = history.answered(features.attempts, self._stages, self._signals, prompt=features.text)
             if answered:
                 base, trees = self._after
-                inputs += history.numbers(answered, len(self._stages))
+                inputs += history.numbers(answered, len(self._stages), self._signals)
         logits = (base + trees.sums(np.array(inputs))).tolist()
         found = zip(self._stages, logits, self._spreads, strict=True)
         estimates = {stage: from_logit(logit, spread) for stage, logit, spread in found}
@@ -75,11 +84,7 @@ class GBDTPredictor:
 def _after(
     params: Mapping[str, Any], arrays: Mapping[str, Any], stages: int, columns: int
 ) -> tuple[NDArray[np.float64], Trees]:
-    """Base and trees for after an answer."""
-    signals = params.get(f"{AFTER}signals")
-    if signals != list(history.SIGNALS):
-        raise ArtifactError(f"{AFTER}signals should be {', '.join(history.SIGNALS)}, not {signals!r}; train it again")
-    columns += len(history.names(stages))
+    """Base and trees for after an answer, which read ``columns``."""
     trees = Trees(arrays, params.get(f"{AFTER}depth"), stages, columns, prefix=AFTER)
     return _shaped(arrays, f"{AFTER}base", (stages,)), trees
 

@@ -64,6 +64,8 @@ ALL_SIGNALS = (*SIGNALS, *MORE_SIGNALS)
 PAIRED = "agree_up"
 """The signal that is one of two stages."""
 
+LOGPROB_SIGNALS = frozenset({"logprob", "min_logprob", "tail_logprob"})
+
 _OPENING = 200
 _REFUSAL = re.compile(
     r"\b(?:i(?:'m| am) (?:sorry|afraid|unable|not able|not sure)|i (?:can(?:no|')t|do(?: not|n't) know|won't|will not)"
@@ -119,17 +121,21 @@ def _pairs(stages: int, signals: Sequence[str]) -> list[tuple[int, int]]:
     return [(low, high) for low in range(stages) for high in range(low + 1, stages)]
 
 
-def known_signals(signals: Any) -> tuple[str, ...]:
-    """The list of signals of an artifact; raises ArtifactError for one that this Stepladder cannot read."""
+def known_signals(signals: Any, what: str = "signals") -> tuple[str, ...]:
+    """The list of signals of an artifact; raises ArtifactError that names ``what`` where it cannot be read."""
     if not isinstance(signals, list | tuple) or not signals or len(set(map(str, signals))) != len(signals):
-        raise ArtifactError(f"signals should be a list of different names, such as {', '.join(SIGNALS)}: {signals!r}")
+        usual = ", ".join(SIGNALS)
+        raise ArtifactError(f"{what} should be a list of different names, such as {usual}, not {signals!r}")
     for name in signals:
         if name not in ALL_SIGNALS:
             cure = nearest(str(name), ALL_SIGNALS)
-            raise ArtifactError(
-                f"this Stepladder reads no signal {name!r} of answers; {cure}; train the artifact again"
-            )
+            raise ArtifactError(f"{what}: this Stepladder reads no signal {name!r} of answers; {cure}; train it again")
     return tuple(signals)
+
+
+def reads_logprobs(signals: Sequence[str]) -> bool:
+    """True where one of the signals is taken from log probabilities."""
+    return not LOGPROB_SIGNALS.isdisjoint(signals)
 
 
 # ── reading ──────────────────────────────────────────────────────────────────
@@ -201,7 +207,7 @@ def _more(wanted: frozenset[str], attempt: Attempt, text: str, final: str, promp
 
 def without_logprobs(signals: Signals) -> Signals:
     """The signals of the same answer from a server that tells no log probabilities."""
-    return signals._replace(logprob=UNTOLD, min_logprob=UNTOLD, tail_logprob=UNTOLD)
+    return signals._replace(**dict.fromkeys(LOGPROB_SIGNALS, UNTOLD))  # type: ignore[arg-type]
 
 
 def _mean(told: Sequence[float] | None) -> float:
@@ -338,7 +344,7 @@ def _absent(name: str) -> float:
     """The value of a signal where the stage did not answer."""
     if name == "answered":
         return 0.0
-    return UNTOLD if name.endswith("logprob") else UNKNOWN
+    return UNTOLD if name in LOGPROB_SIGNALS else UNKNOWN
 
 
 def _value(name: str, stage: int, told: Signals, found: Mapping[int, Signals]) -> float:
