@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from stepladder.errors import (
     ModelFileError,
     Problem,
     StepladderError,
+    UsageError,
     nearest,
 )
 from stepladder.hub import is_hub_reference, resolve
@@ -132,24 +133,48 @@ def make_policies(settings: Settings) -> dict[Mode, Policy]:
     policies: dict[Mode, Policy] = {"route": greedy(), "cascade": greedy(cascade=True), "fixed": single()}
     if settings.policy.name != "greedy" or settings.policy.options:
         _check_policy_stages(settings)
-        policies[settings.policy.mode] = plugins.make("policies", settings.policy.name, **settings.policy.options)
+        policies[settings.policy.mode] = _policy(settings.policy.name, settings.policy.options)
     return policies
 
 
+def _policy(name: str, options: Mapping[str, Any]) -> Policy:
+    """A policy by name. Its option ``base``, a name or a table of a name and options, is another that it wraps."""
+    base = options.get("base")
+    if isinstance(base, str):
+        base = {"name": base}
+    if isinstance(base, Mapping):
+        inner = {key: value for key, value in base.items() if key != "name"}
+        if not isinstance(base.get("name"), str):
+            raise UsageError(f"policy '{name}': 'base' should be a policy's name, or a table with its 'name'")
+        options = {**options, "base": _policy(base["name"], inner)}
+    made: Policy = plugins.make("policies", name, **options)
+    return made
+
+
 def _check_policy_stages(settings: Settings) -> None:
-    """Stages that the built-in policies' options name must be on the ladder: policies themselves do not know it."""
+    """What the built-in policies' options say of stages must fit the ladder: policies themselves do not know it."""
+    wrong = list(_wrong_policy_stages(settings, ("policy", "options"), settings.policy.name, settings.policy.options))
+    if wrong:
+        raise ConfigError(settings.source, wrong)
+
+
+def _wrong_policy_stages(
+    settings: Settings, path: tuple[str, ...], policy: object, options: Mapping[str, Any]
+) -> Iterator[Problem]:
     names = tuple(stage.name for stage in settings.stages)
-    options = settings.policy.options
     asked = [(key, options[key]) for key in ("stage", "first", "then") if key in options]
     listed = options.get("stages", ())
     asked += [("stages", name) for name in (listed if isinstance(listed, list | tuple) else ())]
-    wrong = [
-        settings.problem(("policy", "options", key), f"no stage '{name}'; {nearest(name, names)}")
-        for key, name in asked
-        if isinstance(name, str) and name not in names
-    ]
-    if wrong:
-        raise ConfigError(settings.source, wrong)
+    for key, name in asked:
+        if isinstance(name, str) and name not in names:
+            yield settings.problem((*path, key), f"no stage '{name}'; {nearest(name, names)}")
+    limits = options.get("thresholds") if policy == "cascade" else None
+    if isinstance(limits, list | tuple) and len(limits) != len(names) - 1:
+        told = f"{len(limits)} of them; {len(names)} stages need {len(names) - 1}, one for each but the last"
+        yield settings.problem((*path, "thresholds"), told)
+    inner = options.get("base")
+    if isinstance(inner, Mapping):
+        yield from _wrong_policy_stages(settings, (*path, "base"), inner.get("name"), inner)
 
 
 # ── parts ────────────────────────────────────────────────────────────────────

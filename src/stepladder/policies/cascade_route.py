@@ -9,7 +9,8 @@ import numpy.typing as npt
 
 from stepladder.errors import refuse_unknown
 from stepladder.policies.candidates import best_answer, climb, give_up, untried
-from stepladder.policies.laws import LEVELS, Law, checked_levels, law_of, reservation
+from stepladder.policies.laws import LEVELS, MOST_LEVELS, Law, law_of, reservation
+from stepladder.policies.options import whole
 from stepladder.types import Decision, Stop, View
 
 MOST_STAGES = 8
@@ -38,7 +39,7 @@ class CascadeRoutePolicy:
 
     def __init__(self, *, levels: int = LEVELS, **unknown: object) -> None:
         refuse_unknown("policy 'cascade-route'", unknown, ("levels",))
-        self.levels = checked_levels("cascade-route", levels)
+        self.levels = whole("cascade-route", "levels", levels, least=1, most=MOST_LEVELS)
 
     def decide(self, view: View) -> Decision:
         """The next action."""

@@ -13,7 +13,6 @@ from itertools import pairwise
 from math import exp, log, pi, sqrt
 from statistics import NormalDist
 
-from stepladder.errors import UsageError
 from stepladder.types import Estimate
 
 Law = tuple[float, ...]
@@ -56,7 +55,7 @@ def law(mean: float, told: float, levels: int = LEVELS) -> Law:
 def reservation(values: Sequence[float], lam: float, cost: float) -> float:
     """Weitzman's reservation value: σ with E[(λX − σ)⁺] = cost, X equally likely to be any of the rising ``values``.
 
-    Source: M. Weitzman, "Optimal Search for the Best Alternative", Econometrica 47 (1979), eq. 7. For each number of
+    Source: M. Weitzman, "Optimal Search for the Best Alternative", Econometrica 47 (1979). For each number of
     the highest values the equation without the ⁺ is linear; its left side never exceeds the true one, so σ is the
     greatest of the solutions. Of free stages it is λ times the highest value, the least σ that solves.
     """
@@ -65,15 +64,6 @@ def reservation(values: Sequence[float], lam: float, cost: float) -> float:
         total += value
         found = max(found, (lam * total - many * cost) / count)
     return found
-
-
-def checked_levels(policy: str, levels: object) -> int:
-    """``levels`` where it is a whole number that a law can have; raises UsageError."""
-    if isinstance(levels, bool) or not isinstance(levels, int) or not 1 <= levels <= MOST_LEVELS:
-        raise UsageError(
-            f"policy '{policy}': 'levels' should be a whole number from 1 to {MOST_LEVELS}, not {levels!r}"
-        )
-    return levels
 
 
 @lru_cache(maxsize=MOST_LEVELS)

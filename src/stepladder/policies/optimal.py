@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 from stepladder.errors import UsageError, refuse_unknown
 from stepladder.policies.candidates import best_answer, climb, give_up, untried
 from stepladder.policies.induction import best_called, chances, tree, worth_of_calls
-from stepladder.policies.laws import LEVELS, checked_levels, law_of
+from stepladder.policies.laws import LEVELS, MOST_LEVELS, law_of
+from stepladder.policies.options import number, whole
 from stepladder.policies.pandora import PandoraPolicy
 from stepladder.types import Decision, Stop, View
 
@@ -43,9 +43,9 @@ class OptimalPolicy:
         self, *, correlation: float = 0.0, levels: int | None = None, max_stages: int = 5, **unknown: object
     ) -> None:
         refuse_unknown("policy 'optimal'", unknown, ("correlation", "levels", "max_stages"))
-        self.correlation = _checked_correlation(correlation)
-        self.max_stages = _checked_stages(max_stages)
-        self.levels = None if levels is None else checked_levels("optimal", levels)
+        self.correlation = number("optimal", "correlation", correlation, most=MOST_CORRELATION)
+        self.max_stages = whole("optimal", "max_stages", max_stages, least=1, most=len(LEVELS_FOR))
+        self.levels = None if levels is None else whole("optimal", "levels", levels, least=1, most=MOST_LEVELS)
         states = ((self.levels or 0) + 1) ** self.max_stages
         if states > MOST_STATES:
             told = f"{self.levels} levels of {self.max_stages} stages make {states:,} states"
@@ -83,18 +83,3 @@ class OptimalPolicy:
         stopping = best_called(tree(sizes), [[view.lam * value for value in values] for values in laws], sure)
         found = worth_of_calls(tree(sizes), chances(sizes, self.correlation), stopping, costs)
         return {stage: value - (sure or 0.0) for stage, value in zip(left, found.tolist(), strict=True)}
-
-
-def _checked_correlation(correlation: Any) -> float:
-    is_number = isinstance(correlation, int | float) and not isinstance(correlation, bool)
-    if not (is_number and 0.0 <= correlation <= MOST_CORRELATION):
-        told = f"'correlation' should be a number from 0 to {MOST_CORRELATION}, not {correlation!r}"
-        raise UsageError(f"policy 'optimal': {told}")
-    return float(correlation)
-
-
-def _checked_stages(many: object) -> int:
-    if isinstance(many, bool) or not isinstance(many, int) or not 1 <= many <= len(LEVELS_FOR):
-        told = f"'max_stages' should be a whole number from 1 to {len(LEVELS_FOR)}, not {many!r}"
-        raise UsageError(f"policy 'optimal': {told}")
-    return many

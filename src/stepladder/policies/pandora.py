@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from stepladder.errors import refuse_unknown
 from stepladder.policies.candidates import best_answer, climb, give_up, untried
-from stepladder.policies.laws import LEVELS, checked_levels, law_of, reservation
+from stepladder.policies.laws import LEVELS, MOST_LEVELS, law_of, reservation
+from stepladder.policies.options import whole
 from stepladder.types import Decision, Stop, View
 
 
@@ -30,7 +31,7 @@ class PandoraPolicy:
 
     def __init__(self, *, levels: int = LEVELS, **unknown: object) -> None:
         refuse_unknown("policy 'pandora'", unknown, ("levels",))
-        self.levels = checked_levels("pandora", levels)
+        self.levels = whole("pandora", "levels", levels, least=1, most=MOST_LEVELS)
 
     def decide(self, view: View) -> Decision:
         """The next action."""
