@@ -102,10 +102,21 @@ def test_a_day_on_real_models_replays_to_the_same_actions(ladder):
         assert not differences([trace], parts.policies[trace.mode])
 
 
+def test_a_cascade_sees_log_probabilities_that_its_caller_did_not_ask_for(ladder, client):
+    trace = ladder.ask(JUDGED[0].prompt, mode="cascade", temperature=0).trace
+    assert all(attempt.logprobs and max(attempt.logprobs) <= 0 for attempt in trace.attempts)
+    asked = {"messages": say(JUDGED[0].prompt), "temperature": 0, "extra_body": {"stepladder": {"mode": "cascade"}}}
+    assert client.chat.completions.create(model="stepladder", **asked).choices[0].logprobs is None
+    told = client.chat.completions.create(model="stepladder", logprobs=True, top_logprobs=2, **asked).choices[0]
+    assert {len(token.top_logprobs) for token in told.logprobs.content} == {2}
+    routed = ladder.ask(JUDGED[0].prompt, mode="route", temperature=0).trace
+    assert [attempt.logprobs for attempt in routed.attempts] == [None]  # a final answer is kept anyway
+
+
 def test_a_cascade_reads_its_answers_and_climbs_on_them(ladder):
     climbs = 0
     for task in JUDGED[:60]:
-        steps = ladder.ask(task.prompt, mode="cascade", lam=1000.0, temperature=0, logprobs=True).trace.steps
+        steps = ladder.ask(task.prompt, mode="cascade", lam=1000.0, temperature=0).trace.steps
         first, second = steps[0].view, steps[1].view
         assert first.estimates != second.estimates
         called = first.value(steps[0].decision.action.stage)
