@@ -8,6 +8,7 @@ import io
 import logging
 import sys
 from collections.abc import Mapping, Sequence
+from keyword import iskeyword
 from typing import Protocol, cast
 
 from stepladder.errors import StepladderError
@@ -20,6 +21,7 @@ VERBS: Mapping[str, str] = {
     "serve": "serve a ladder behind an OpenAI-compatible endpoint",
     "check": "explain every problem of a ladder.toml",
     "collect": "ask every stage and grade its answers, for a table to train from",
+    "import": "read outcomes that others published as a table to train from",
     "train": "fit a predictor of quality to an outcomes table",
     "evaluate": "judge a predictor and its policies on outcomes that it has not seen",
     "reproduce": "run the paper's whole experiment on a real ladder, and print its tables beside what is measured",
@@ -69,7 +71,7 @@ def make_parser(words: Sequence[str] = ()) -> argparse.ArgumentParser:
     for name, told in VERBS.items():
         verb = verbs.add_parser(name, help=told, description=f"{told[0].upper()}{told[1:]}.", allow_abbrev=False)
         if name in words[:1]:
-            module = cast(Verb, importlib.import_module(f"stepladder.cli.{name}"))
+            module = cast(Verb, importlib.import_module(f"stepladder.cli.{name}{'_' * iskeyword(name)}"))
             module.arguments(verb)
             verb.set_defaults(verb=module)
     return parser
