@@ -24,6 +24,7 @@ VERBS: Mapping[str, str] = {
     "import": "read outcomes that others published as a table to train from",
     "train": "fit a predictor of quality to an outcomes table",
     "evaluate": "judge a predictor and its policies on outcomes that it has not seen",
+    "calibrate": "set the λ that serving starts from, for a cost, a quality or a floor",
     "reproduce": "run the paper's whole experiment on a real ladder, and print its tables beside what is measured",
 }
 

@@ -105,18 +105,18 @@ def policies_of(asked: Sequence[str], stages: int) -> dict[str, Policy]:
 # ── judging ──────────────────────────────────────────────────────────────────
 
 
-def unseen(data: Aligned, artifact: Artifact, *, allow: bool = False) -> tuple[Aligned, dict[str, Any]]:
+def unseen(data: Aligned, artifact: Artifact, *, allow: bool | None = False) -> tuple[Aligned, dict[str, Any]]:
     """The rows that the artifact was not trained on, and how many queries were known from training.
 
-    Raises UsageError where those are many; ``allow`` keeps all instead.
+    Raises UsageError where those are many; ``allow`` keeps all instead, None says that nothing does.
     """
     known = overlap(data, artifact.arrays)
     count, share = int(known.sum()), float(known.mean())
     if share > OVERLAP_LIMIT and not allow:
-        raise UsageError(
-            f"the artifact was trained on {count} of these {len(data)} queries, or on others of their groups: judge it "
-            "on another split, or say --allow-overlap, which will be marked in the output"
-        )
+        told = f"the artifact was trained on {count} of these {len(data)} queries, or on others of their groups: "
+        told += "take another split" if allow is None else "judge it on another split"
+        unless = "" if allow is None else ", or say --allow-overlap, which will be marked in the output"
+        raise UsageError(told + unless)
     facts = {"queries": count, "share": share, "judged_nevertheless": bool(allow and count)}
     return (data if allow else data.take(~known)), facts
 

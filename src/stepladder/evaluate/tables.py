@@ -43,8 +43,8 @@ def facts(found: Mapping[str, Any]) -> list[str]:
     """What was judged, on what, and how the intervals came about, in sentences."""
     artifact, unseen = found["artifact"], [n for n, each in found["datasets"].items() if not each["seen_in_training"]]
     judged = (
-        f"{found['n']} queries of split '{found['split']}' of {found['outcomes']}; left out: {found['dropped']} for want "
-        f"of a stage; datasets not seen in training: {', '.join(unseen) or 'none'}."
+        f"{found['n']} queries of split '{found['split']}' of {found['outcomes']}; left out: {found['dropped']} for "
+        f"want of a stage; datasets not seen in training: {', '.join(unseen) or 'none'}."
     )
     how = (
         f"Artifact {artifact['kind']} {artifact['version']}. Costs in {found['cost_unit']}. Intervals: 95 %, bootstrap "
