@@ -230,7 +230,16 @@ def test_a_journal_without_entries_leaves_no_file(tmp_path):
 
 
 def test_an_entry_comes_back_as_it_was(tmp_path):
-    entry = Entry(kind="answer", query_id="q", stage="a", digest="d", text='"\n\u2028λ', seconds=0.1, confidence=-0.5)
+    entry = Entry(
+        kind="answer",
+        query_id="q",
+        stage="a",
+        digest="d",
+        text='"\n\u2028λ',
+        seconds=0.1,
+        confidence=-0.5,
+        logprobs=(-0.25, -0.75),
+    )
     with Journal(tmp_path / "j") as journal:
         journal.append(entry)
     with Journal(tmp_path / "j") as journal:

@@ -7,6 +7,7 @@ import contextlib
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -21,6 +22,7 @@ from stepladder.evaluate.journal import Journal
 from stepladder.evaluate.outcomes import read
 from stepladder.evaluate.prompts import Prompt
 from stepladder.testing import FakeCosts, make_ladder
+from stepladder.types import Attempt, Usage
 
 LADDER = make_ladder("a", "b")
 PROMPTS = [
@@ -112,6 +114,28 @@ def test_each_sample_is_judged_by_itself(tmp_path: Path) -> None:
     assert judged.calls == 30
     assert [row.quality for row in judged.rows] == [0.7] * 30
     assert set(asked.calls.values()) == {3}
+
+
+# ── what predictors read of answers ──────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("told", "kept"),
+    [
+        (None, None),
+        ((), None),
+        ((-0.123456, 0.0), (-0.1235, 0.0)),
+        ((-1.0, float("-inf")), None),
+        ((-1.0, 0.5), None),
+    ],
+)
+def test_log_probabilities_of_tokens_come_into_the_table(tmp_path: Path, told: Any, kept: Any) -> None:
+    asked = Asked(tmp_path)
+    asked.say = lambda stage, request: Attempt(stage, "1", Usage(3, 2), finish_reason="stop", logprobs=told)
+    plan = replace(PLAN, samples=1)
+    for row in (*asked.run(plan).rows, *asked.run(plan).rows):  # as they come, and from the journal
+        assert row.token_logprobs == kept
+        assert row.attempt("a").logprobs == kept or row.confidence is not None
 
 
 # ── the verb ─────────────────────────────────────────────────────────────────

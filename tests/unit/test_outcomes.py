@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import string
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,7 @@ rows = st.builds(
     confidence=maybe(st.floats(-1e6, 0)),
     pred=maybe(texts),
     group_id=maybe(texts),
+    token_logprobs=maybe(st.lists(st.floats(-1e6, 0), max_size=3).map(tuple)),
 )
 
 
@@ -83,6 +85,13 @@ def test_a_table_in_dollars_from_elsewhere(tmp_path):
     assert (row.cost, row.cost_unit) == (2.0, "usd")
 
 
+def test_an_answer_has_its_tokens_log_probabilities_or_their_mean():
+    row = OutcomeRow(query_id="q", model="m", quality=1)
+    assert row.attempt("a").logprobs is None
+    assert replace(row, confidence=-0.5).attempt("a").logprobs == (-0.5,)
+    assert replace(row, confidence=-0.5, token_logprobs=(-0.25, -0.75)).attempt("a").logprobs == (-0.25, -0.75)
+
+
 def test_a_row_is_a_request_again():
     said = ({"role": "user", "content": "why?"},)
     assert OutcomeRow(query_id="q", model="m", quality=1, prompt="why?").request == Request("q", messages=said)
@@ -109,6 +118,9 @@ def test_a_row_is_a_request_again():
         ({"messages": []}, "row 2: messages should be a list of messages"),
         ({"messages": "[1"}, "row 2: messages "),
         ({"response": 3}, "row 2: response is no text: 3"),
+        ({"token_logprobs": -0.5}, "row 2: token_logprobs should be a list of numbers: -0.5"),
+        ({"token_logprobs": [-0.5, None]}, "row 2: token_logprobs is no finite number: [-0.5, None]"),
+        ({"token_logprobs": [-0.5, 0.5]}, "row 2: token_logprobs should hold no number above 0: [-0.5, 0.5]"),
     ],
 )
 def test_a_bad_row_is_named_by_number_column_and_value(tmp_path, change, told):

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, 
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
+from math import isfinite
 from statistics import fmean
 from typing import Any, Literal
 
@@ -47,6 +48,7 @@ LONGEST_WAIT_S = 60.0
 GIVE_UP_AFTER = 20
 """Prompts in a row that a stage may fail at before it is taken for down."""
 
+LOGPROB_DIGITS = 4
 JUDGE_PARAMS: Mapping[str, Any] = {"temperature": 0, "max_tokens": 16}
 USUAL_ANSWER_TOKENS = 256
 
@@ -375,12 +377,23 @@ def _entry(job: Job, attempt: Attempt, cost: float) -> Entry:
         confidence=confidence(attempt),
         fault=None if fault is None else fault.kind,
         sample=job.sample,
+        logprobs=token_logprobs(attempt),
     )
 
 
 def confidence(attempt: Attempt) -> float | None:
     """Mean log probability of the answer's tokens, None where the engine told none."""
     return fmean(attempt.logprobs) if attempt.logprobs else None
+
+
+def token_logprobs(attempt: Attempt) -> tuple[float, ...] | None:
+    """The tokens' log probabilities to LOGPROB_DIGITS digits, None where some are none that a table can hold."""
+    told = attempt.logprobs or ()
+    return tuple(round(each, LOGPROB_DIGITS) for each in told) if told and all(map(_is_logprob, told)) else None
+
+
+def _is_logprob(value: float) -> bool:
+    return isfinite(value) and value <= 0
 
 
 async def _together(works: Iterable[Coroutine[Any, Any, None]]) -> None:
@@ -483,4 +496,5 @@ def _row(plan: Plan, prompt: Prompt, answer: Entry, graded: tuple[float, str]) -
         family=prompt.family,
         level=prompt.level,
         group_id=prompt.group_id,
+        token_logprobs=answer.logprobs,
     )

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 
 from stepladder.errors import UsageError
-from stepladder.evaluate.collect import confidence
+from stepladder.evaluate.collect import confidence, token_logprobs
 from stepladder.evaluate.journal import Entry
 from stepladder.evaluate.prompts import Prompt
 from stepladder.types import Attempt, CostUnit, Outcome, Request, Trace
@@ -78,4 +78,5 @@ def _entry(query_id: str, attempt: Attempt) -> Entry:
         seconds=attempt.seconds,
         cost=attempt.cost,
         confidence=confidence(attempt),
+        logprobs=token_logprobs(attempt),
     )

@@ -23,7 +23,7 @@ class Entry:
 
     ``digest`` names what was asked, of which model, with which settings. ``fault`` is the kind of fault of a call that
     failed for good; such an entry only counts what it cost. ``cost`` is in the ladder's unit, ``seconds`` wall-clock.
-    ``sample`` numbers the answers of one stage to one query from 0.
+    ``sample`` numbers the answers of one stage to one query from 0; ``logprobs`` are its tokens' own.
     """
 
     kind: Literal["answer", "verdict"]
@@ -38,6 +38,7 @@ class Entry:
     confidence: float | None = None
     fault: str | None = None
     sample: int = 0
+    logprobs: tuple[float, ...] | None = None
 
 
 class Journal:
@@ -132,7 +133,8 @@ class Journal:
         if not isinstance(values, dict) or not set(values) <= _FIELDS:
             raise ValueError("it is no entry")
         try:
-            return Entry(**values)
+            told = values.get("logprobs")
+            return Entry(**{**values, "logprobs": None if told is None else tuple(told)})
         except TypeError as error:
             raise ValueError(str(error)) from error
 

@@ -29,9 +29,9 @@ class OutcomeRow:
 
     ``model`` is the stage's name (in tables from elsewhere the model's), ``quality`` lies in [0, 1] and ``metric`` says
     who measured it. ``prompt`` is the question; ``messages`` are there where the request was more than that.
-    ``confidence`` is the mean log probability of the answer's tokens, ``pred`` its final answer, ``latency_s`` seconds,
-    ``cost`` what was billed, in ``cost_unit``. ``group_id`` names the fact behind the query: rows that share one belong
-    on the same side of every split.
+    ``confidence`` is the mean log probability of the answer's tokens, ``token_logprobs`` each one's, ``pred`` its final
+    answer, ``latency_s`` seconds, ``cost`` what was billed, in ``cost_unit``. ``group_id`` names the fact behind the
+    query: rows that share one belong on the same side of every split.
     """
 
     query_id: str
@@ -54,6 +54,7 @@ class OutcomeRow:
     family: str | None = None
     level: str | None = None
     group_id: str | None = None
+    token_logprobs: tuple[float, ...] | None = None
 
     @property
     def request(self) -> Request:
@@ -64,16 +65,17 @@ class OutcomeRow:
     def attempt(self, stage: str, cost: float = 0.0) -> Attempt:
         """The answer as the attempt of a stage, billed ``cost``: what predictors read of it, in training and in replay.
 
-        Its text is the response, else the final answer that was taken from it; ``confidence`` stands for the tokens'
-        log probabilities. Tables do not tell how an answer ended.
+        Its text is the response, else the final answer that was taken from it; where the tokens' log probabilities are
+        not there, ``confidence`` stands for them. Tables do not tell how an answer ended.
         """
+        mean = None if self.confidence is None else (self.confidence,)
         return Attempt(
             stage,
             (self.pred or "") if self.response is None else self.response,
             Usage(self.prompt_tokens or 0, self.output_tokens or 0),
             self.latency_s or 0.0,
             finish_reason="stop",
-            logprobs=None if self.confidence is None else (self.confidence,),
+            logprobs=self.token_logprobs or mean,
             cost=cost,
         )
 
@@ -184,6 +186,15 @@ def _messages(value: Any) -> tuple[Mapping[str, Any], ...]:
     return tuple(found)
 
 
+def _logprobs(value: Any) -> tuple[float, ...]:
+    if not isinstance(value, list | tuple):
+        raise BadValueError("should be a list of numbers")
+    found = tuple(map(_number, value))
+    if max(found, default=0.0) > 0:
+        raise BadValueError("should hold no number above 0")
+    return found
+
+
 COLUMNS: Mapping[str, Callable[[Any], Any]] = {
     "query_id": _name,
     "model": _name,
@@ -206,6 +217,7 @@ COLUMNS: Mapping[str, Callable[[Any], Any]] = {
     "family": _text,
     "level": _text,
     "group_id": _text,
+    "token_logprobs": _logprobs,
 }
 REQUIRED = ("query_id", "model", "quality")
 
@@ -313,6 +325,7 @@ def _write_parquet(file: BinaryIO, rows: Sequence[OutcomeRow]) -> None:
     from pyarrow import parquet
 
     wide: dict[Any, Any] = {_count: pa.int64(), **dict.fromkeys((_share, _number, _amount), pa.float64())}
+    wide[_logprobs] = pa.list_(pa.float64())
     schema = pa.schema([(name, wide.get(check, pa.string())) for name, check in COLUMNS.items()])
     found = [as_json(row) for row in rows]
     for values in found:
