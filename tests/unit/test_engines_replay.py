@@ -90,7 +90,24 @@ BAD: list[tuple[Any, str]] = [
     ({"model": "m", "prompt": "x", "response": 4}, "'response' must be"),
     ({"model": "m", "prompt": "x", "output_tokens": -1}, "'output_tokens' must be"),
     ({"model": "m", "prompt": "x", "latency_s": "slow"}, "'latency_s' must be"),
+    ({"model": "m", "prompt": "x", "token_logprobs": "sure"}, "'token_logprobs' must be"),
+    ({"model": "m", "prompt": "x", "token_logprobs": [-1, 0.5]}, "'token_logprobs' must be"),
 ]
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        ({}, None),
+        ({"token_logprobs": [-0.25, -1], "confidence": -0.5}, (-0.25, -1.0)),
+        ({"token_logprobs": [], "confidence": -0.5}, (-0.5,)),
+        ({"confidence": 0.9}, None),
+        ({"confidence": "high"}, None),
+    ],
+)
+async def test_log_probabilities_are_the_recorded_ones(tmp_path: Path, row: dict[str, Any], told: Any) -> None:
+    where = stage(write(tmp_path, [{"prompt": "2+2?", "model": "small", "response": "4", **row}]), "small")
+    assert (await ask(ReplayEngine((where,)), where, "2+2?"))[0].logprobs == told
 
 
 async def test_bad_rows_are_numbered(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,12 @@ class ReplayEngine:
 
     Options of a stage: ``table`` (required; a .jsonl or .parquet file, the latter with the extra [train]) and
     ``realtime`` (false; true waits for as long as the model took). Columns read: ``prompt`` or ``messages``, ``model``,
-    ``response``, ``prompt_tokens``, ``output_tokens``, ``latency_s``; others are ignored, and of several rows for one
-    question and model the first counts. Tables are read at ``start``, or at the first call.
+    ``response``, ``prompt_tokens``, ``output_tokens``, ``latency_s``, ``token_logprobs`` and ``confidence``; others are
+    ignored, and of several rows for one question and model the first counts. Tables are read at ``start``, or at the
+    first call.
 
-    An attempt's seconds are the recorded ones. A question that is not in the table is a ``bad_request`` fault.
+    An attempt's seconds are the recorded ones, and so are its tokens' log probabilities: each one's, or their mean.
+    A question that is not in the table is a ``bad_request`` fault.
     """
 
     def __init__(self, stages: tuple[Stage, ...], *, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
@@ -97,6 +100,7 @@ class ReplayEngine:
             found.seconds,
             first_token_s=shown,
             finish_reason="stop",
+            logprobs=found.logprobs,
         )
 
     def _read_options(self, stage: Stage) -> None:
@@ -169,7 +173,8 @@ def _answer(row: Any) -> tuple[tuple[str, str], Attempt]:
     if text is not None and not isinstance(text, str):
         raise BadRowError(f"'response' must be a string, not {text!r}")
     usage = Usage(int(_number(row, "prompt_tokens")), int(_number(row, "output_tokens")))
-    return (_question(row), model), Attempt("", text or "", usage, _number(row, "latency_s"))
+    made = Attempt("", text or "", usage, _number(row, "latency_s"), logprobs=_logprobs(row))
+    return (_question(row), model), made
 
 
 def _question(row: Mapping[str, Any]) -> str:
@@ -181,6 +186,21 @@ def _question(row: Mapping[str, Any]) -> str:
     if not isinstance(prompt, str):
         raise BadRowError("needs 'prompt' (a string) or 'messages' (a list of objects)")
     return prompt
+
+
+def _logprobs(row: Mapping[str, Any]) -> tuple[float, ...] | None:
+    """The tokens' log probabilities, or ``confidence`` in their place; None where that is of another kind."""
+    told = row.get("token_logprobs")
+    if told:
+        if not isinstance(told, list) or not all(map(_is_logprob, told)):
+            raise BadRowError(f"'token_logprobs' must be a list of numbers up to 0, not {told!r}")
+        return tuple(map(float, told))
+    mean = row.get("confidence")
+    return (float(mean),) if mean is not None and _is_logprob(mean) else None
+
+
+def _is_logprob(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and -inf < value <= 0
 
 
 def _number(row: Mapping[str, Any], key: str) -> float:
