@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stepladder.cli.collect import told_passes
 from stepladder.errors import UsageError
 from stepladder.evaluate.outcomes import OutcomeRow
 from stepladder.evaluate.pass_at_k import mean_pass_at_k, pass_at_k
@@ -46,6 +47,14 @@ def test_the_mean_is_over_problems() -> None:
     assert mean_pass_at_k(table, 1) == {"small": 0.25, "large": 1.0}
     assert mean_pass_at_k(table, 2) == {"small": 0.5, "large": 1.0}
     assert mean_pass_at_k([], 1) == {}
+
+
+def test_collect_tells_it_where_there_are_several_answers() -> None:
+    table = rows({"p": "10", "q": "000"}) + rows({"p": "11", "q": "01"}, model="large")
+    assert told_passes(table) == ["small: pass@2 0.500", "large: pass@2 1.000"]
+    assert told_passes([*table, *rows({"r": "1"})]) == [], "one answer is no more than the mean tells"
+    assert told_passes([*table, OutcomeRow(query_id="p", model="small", quality=0.5)]) == []
+    assert told_passes([]) == []
 
 
 @pytest.mark.parametrize(

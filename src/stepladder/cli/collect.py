@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
@@ -32,6 +33,7 @@ from stepladder.evaluate.harvest import Harvest, harvest
 from stepladder.evaluate.journal import Journal
 from stepladder.evaluate.judging import check_gradable
 from stepladder.evaluate.loaders import BENCHMARKS, load
+from stepladder.evaluate.pass_at_k import mean_pass_at_k
 from stepladder.evaluate.prompts import Prompt, from_tasks, read_prompts
 from stepladder.evaluate.sandbox import allow_unconfined
 from stepladder.evaluate.tasks import PARAMS
@@ -371,7 +373,7 @@ def _summary(out: str, plan: Plan, collected: Collected, seconds: float) -> list
     if collected.left_out:
         reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(collected.left_out.items()))
         lines.append(f"left out {sum(collected.left_out.values())}: {reasons}")
-    return [*lines, *_by_stage(collected.rows)]
+    return [*lines, *_by_stage(collected.rows), *told_passes(collected.rows)]
 
 
 def _by_stage(rows: Sequence[outcomes.OutcomeRow]) -> list[str]:
@@ -379,3 +381,12 @@ def _by_stage(rows: Sequence[outcomes.OutcomeRow]) -> list[str]:
     for row in rows:
         quality.setdefault(row.model, []).append(row.quality)
     return [f"{stage}: mean quality {fmean(found):.3f} of {len(found)}" for stage, found in quality.items()]
+
+
+def told_passes(rows: Sequence[outcomes.OutcomeRow]) -> list[str]:
+    """pass@k of every stage, k being the answers that every prompt has; none where that is one or a grade is partial."""
+    counts = Counter((row.query_id, row.model) for row in rows)
+    k = min(counts.values(), default=0)
+    if k < 2 or any(row.quality not in {0.0, 1.0} for row in rows):
+        return []
+    return [f"{stage}: pass@{k} {share:.3f}" for stage, share in mean_pass_at_k(rows, k).items()]
