@@ -384,7 +384,7 @@ def _by_stage(rows: Sequence[outcomes.OutcomeRow]) -> list[str]:
 
 
 def told_passes(rows: Sequence[outcomes.OutcomeRow]) -> list[str]:
-    """pass@k of every stage, k being the answers that every prompt has; none where that is one or a grade is partial."""
+    """pass@k of every stage, k being the answers that each prompt has; none where that is 1 or a grade is partial."""
     counts = Counter((row.query_id, row.model) for row in rows)
     k = min(counts.values(), default=0)
     if k < 2 or any(row.quality not in {0.0, 1.0} for row in rows):
