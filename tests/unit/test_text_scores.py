@@ -138,6 +138,12 @@ def test_without_wordnet_there_is_no_meteor(tmp_path: Path, monkeypatch: pytest.
     assert meteor_exact_stem("a b", "a b") > 0
 
 
+def test_a_folder_that_is_named_is_the_only_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WNSEARCHDIR", str(tmp_path))
+    with pytest.raises(UsageError, match=f"which are not in {tmp_path}"):
+        wordnet.find()
+
+
 def test_folders_of_nltk_are_searched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WNSEARCHDIR", raising=False)
     monkeypatch.setenv("NLTK_DATA", str(tmp_path))

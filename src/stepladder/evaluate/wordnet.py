@@ -118,19 +118,23 @@ class WordNet:
 
 
 def folders() -> list[Path]:
-    """Where the files may lie, in the order in which they are looked for."""
-    named = [Path(given) for given in (os.environ.get("WNSEARCHDIR"),) if given]
+    """Where the files may lie, in the order in which they are looked for; the named folder alone where one is named."""
+    named = os.environ.get("WNSEARCHDIR")
+    if named:
+        return [Path(named)]
     nltk = [*os.environ.get("NLTK_DATA", "").split(os.pathsep), str(Path.home() / "nltk_data")]
     nltk += [f"{sys.prefix}/nltk_data", "/usr/share/nltk_data", "/usr/local/share/nltk_data"]
-    return [*named, *map(Path, SYSTEM_FOLDERS), *(Path(place, "corpora", "wordnet") for place in nltk if place)]
+    return [*map(Path, SYSTEM_FOLDERS), *(Path(place, "corpora", "wordnet") for place in nltk if place)]
 
 
 def find() -> Path:
     """The first folder that holds WordNet's files. Raises UsageError that says how they can be got."""
-    for folder in folders():
+    searched = folders()
+    for folder in searched:
         if (folder / "index.noun").is_file():
             return folder
-    raise UsageError(f"METEOR needs WordNet's files, which are not on this machine: {HOW_TO_GET}")
+    place = f"in {searched[0]}" if len(searched) == 1 else "on this machine"
+    raise UsageError(f"METEOR needs WordNet's files, which are not {place}: {HOW_TO_GET}")
 
 
 def _exceptions(lines: Iterable[bytes]) -> dict[str, tuple[str, ...]]:
