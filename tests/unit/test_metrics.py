@@ -231,3 +231,109 @@ def test_gap_closed_by_hand():
     value, fixed, oracle = np.array([1.5, 2.0, 3.0]), np.array([1.0, 2.0, 3.0]), np.array([2.0, 4.0, 3.0])
     assert metrics.gap_closed(value, fixed, oracle) == pytest.approx((0.5 + 0.0) / 2)
     assert np.isnan(metrics.gap_closed(fixed, fixed, fixed))
+
+
+# ── calibration, ceilings, groups ────────────────────────────────────────────
+
+
+def test_reliability_is_what_the_ece_adds_up():
+    right, said = drawn()
+    table = metrics.reliability(right, said)
+    assert sum(each.n for each in table) == len(said)
+    assert [each.estimate for each in table] == sorted(each.estimate for each in table)
+    summed = sum(each.n * abs(each.quality - each.estimate) for each in table) / len(said)
+    assert summed == pytest.approx(metrics.ece(right, said))
+    assert metrics.reliability(np.array([0.0, 1.0]), np.full(2, 0.5)) == [(0.5, 0.5, 2)]
+
+
+def test_the_ceiling_by_hand():
+    """Two queries of 6 samples: Var(mean) = 2/9, less E[m(1 − m)]/5 = 1/36, over p̄(1 − p̄) = 1/4."""
+    found = metrics.r2_ceiling(np.array([1 / 6, 5 / 6]), np.array([6, 6]))
+    true = (2 / 9) - (5 / 36) / 5
+    assert found == pytest.approx((true / 0.25, true / (2 / 9)))
+    assert metrics.r2_ceiling(np.array([0.0, 1.0]), np.array([2, 2])) == (1.0, 1.0)
+    assert metrics.r2_ceiling(np.full(3, 0.5), np.full(3, 4)) == pytest.approx((np.nan, np.nan), nan_ok=True)
+    with pytest.raises(ValueError, match="two samples or more"):
+        metrics.r2_ceiling(np.array([1.0]), np.array([1]))
+
+
+def test_the_ceiling_is_the_r2_of_who_knows_the_chances():
+    chances = rng(1).beta(1, 1, 4000)
+    answers = rng(2).random((4000, 5)) < chances[:, None]
+    found = metrics.r2_ceiling(answers.mean(axis=1), np.full(4000, 5))
+    assert found.single == pytest.approx(metrics.r2(answers[:, 0].astype(float), chances), abs=0.04)
+    assert found.mean == pytest.approx(metrics.r2(answers.mean(axis=1), chances), abs=0.03)
+
+
+def test_group_fit_by_hand():
+    quality, said = np.array([1.0, 0.0, 1.0, 1.0, 0.0]), np.array([0.6, 0.6, 0.9, 0.9, 0.2])
+    found = metrics.group_fit(quality, said, np.array([0, 0, 1, 1, 2]))  # the last is alone
+    residual, total, noise = 2 * 0.1**2 + 2 * 0.1**2, 2 * 0.25**2 * 2, 0.5
+    assert found.raw == pytest.approx(1 - residual / total)
+    assert (found.groups, found.n) == (2, 4)
+    assert noise > total
+    assert np.isnan(found.corrected)
+    assert found.signal == 0.0
+    assert metrics.group_fit(quality, said, np.arange(5)).groups == 0
+
+
+def clustered(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Right answers whose chance is that of their group, plus a part that no group knows; 100 groups of 24."""
+    chance = rng(seed)
+    groups = np.repeat(np.arange(100), 24)
+    chances = np.clip(chance.uniform(0.1, 0.9, 100)[groups] + chance.uniform(-0.1, 0.1, 2400), 0, 1)
+    return (chance.random(2400) < chances).astype(float), chances, groups
+
+
+def test_group_fit_takes_the_noise_away():
+    """Whoever knows the chances has 1, whoever knows nothing 0, whoever knows half of each group's deviation ¾."""
+    found = [[], [], []]
+    for seed in range(12):
+        quality, chances, groups = clustered(seed)
+        middle = chances.mean()
+        for kept, said in zip(found, (chances, np.full(2400, middle), (chances + middle) / 2), strict=True):
+            kept.append(metrics.group_fit(quality, said, groups))
+    assert np.mean([fit.raw for fit in found[0]]) < 0.9
+    assert np.mean([fit.corrected for fit in found[0]]) == pytest.approx(1.0, abs=0.02)
+    assert np.mean([fit.corrected for fit in found[1]]) == pytest.approx(0.0, abs=0.02)
+    assert np.mean([fit.corrected for fit in found[2]]) == pytest.approx(0.75, abs=0.03)
+    assert np.mean([fit.strict for fit in found[2]]) == pytest.approx(0.75, abs=0.03)
+
+
+def test_random_groups_hold_no_signal():
+    quality, chances, groups = clustered(3)
+    found = metrics.group_fit(quality, chances, rng(0).permutation(groups))
+    assert found.signal < metrics.NO_SIGNAL
+    assert np.isnan(found.corrected)
+
+
+# ── hulls and deferral ───────────────────────────────────────────────────────
+
+
+def test_aiq_by_hand():
+    stage_quality, stage_cost = np.array([0.4, 0.8]), np.array([1.0, 3.0])
+    dented = metrics.aiq(np.array([0.4, 0.5, 0.8]), np.array([1.0, 2.0, 3.0]), stage_quality, stage_cost)
+    assert dented == pytest.approx(0.6)  # the point under the line is mixed away
+    bulging = metrics.aiq(np.array([0.4, 0.8, 0.7]), np.array([1.0, 2.0, 3.0]), stage_quality, stage_cost)
+    assert bulging == pytest.approx((0.6 + 0.8) / 2)  # a falling curve is not followed
+    assert metrics.aiq(np.array([0.8]), np.array([2.0]), stage_quality, stage_cost) == pytest.approx(0.7)
+    assert np.isnan(metrics.aiq(np.array([1.0]), np.array([1.0]), np.ones(2), np.ones(2)))
+
+
+@given(units, units)
+def test_the_hull_is_nowhere_below_the_curve(quality, cost):
+    stages = np.array([quality[0], quality.max()]), np.array([cost.min() - 0.1, cost.max() + 0.1])
+    assert metrics.aiq(quality, cost, *stages) >= metrics.cost_auc(quality, cost, *stages) - 1e-9
+
+
+def test_deferral_by_hand():
+    weak, strong = np.array([1.0, 0.0, 0.0, 1.0]), np.array([1.0, 1.0, 1.0, 0.0])
+    found = metrics.deferral(weak, strong, np.array([2.0, 4.0, 3.0, 1.0]), np.array([0.0, 0.25, 0.5, 0.75, 1.0]))
+    assert found.tolist() == [0.5, 0.75, 1.0, 1.0, 0.75]
+
+
+@given(units)
+def test_deferral_ends_at_the_two_stages(score):
+    weak, strong = np.tile([0.0, 1.0], 20), np.tile([1.0, 0.5], 20)
+    ends = metrics.deferral(weak, strong, score, np.array([0.0, 1.0]))
+    np.testing.assert_allclose(ends, [weak.mean(), strong.mean()])

@@ -12,7 +12,7 @@ from stepladder.errors import MissingExtraError
 from stepladder.evaluate.metrics import Matrix
 from stepladder.predictors.grams import BUCKETS, DENSE, hashed_grams
 
-COMMON = 0.2
+COMMON = 0.5
 """n-grams that more than this share of the known texts hold are left out: they tell nothing and take most time."""
 
 SMALL = 50

@@ -104,7 +104,7 @@ def report(subject: Subject, *, policies: Mapping[str, Policy] = POLICIES, times
             + (f", {named} of the policies" if named else "")
         )
     else:
-        notes += _told(data)
+        notes += _told(data, subject.estimates)
     ours = _ours(subject, climbed, policies)
     fixed, learned, space = _fixed(subject), *_learned(subject, notes)
     others = [*_known(subject, notes), *learned, *_omniscient(subject)]
@@ -225,12 +225,15 @@ def _ours(subject: Subject, climbed: _Climbed | None, policies: Mapping[str, Pol
     return found
 
 
-def _told(data: Aligned) -> list[str]:
+def _told(data: Aligned, estimates: Sequence[Estimates]) -> list[str]:
     """What there is to say of the answers that were read."""
-    if all(row.confidence is None for line in data.rows for row in line):
-        return []
-    told = "estimates after an answer read the table's log probabilities; a server tells them only where it is asked to"
-    return [told]
+    found = []
+    if all(each.told <= 0 for said in estimates for each in said.stages.values()):
+        found.append("no estimate says how much an answer will tell: policies that look ahead decide as 'cascade' does")
+    if any(row.confidence is not None for line in data.rows for row in line):
+        told = "estimates after an answer read the table's log probabilities; servers tell them only where asked to"
+        found.append(told)
+    return found
 
 
 # ── baselines ────────────────────────────────────────────────────────────────

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from stepladder.contracts import Featurizer, Policy, Predictor
+from stepladder.evaluate import compare
 from stepladder.evaluate.aligned import Aligned, expected_costs
-from stepladder.evaluate.metrics import Matrix
+from stepladder.evaluate.compare import After, Bench
+from stepladder.evaluate.metrics import Matrix, Vector, lambda_grid
 from stepladder.evaluate.operating import points_of, to_metrics
 from stepladder.evaluate.reference import Reference
-from stepladder.types import EMPTY
+from stepladder.evaluate.scores import Posterior, estimate
+from stepladder.train.fit import Row
+from stepladder.train.rows import Numbers, fit_rows
+from stepladder.types import EMPTY, Attempt, Estimates
 
 LAMBDAS = 512
 """Settings tried when λ is calibrated."""
@@ -45,7 +51,7 @@ def calibrate(estimates: Matrix, data: Aligned, reference: Reference, quality_lo
     return Calibrated(float(lambdas[at]) if len(good) else None, float(qualities[at]), float(costs[at]), told)
 
 
-def greedy_curve(estimates: Matrix, expected: Matrix, data: Aligned, lambdas: Matrix) -> tuple[Matrix, Matrix]:
+def greedy_curve(estimates: Matrix, expected: Matrix, data: Aligned, lambdas: Vector) -> tuple[Vector, Vector]:
     """Mean quality and billed cost of the greedy rule at every λ, both (T,)."""
     found, queries = [], np.arange(len(data))
     for lam in lambdas.tolist():
@@ -55,7 +61,7 @@ def greedy_curve(estimates: Matrix, expected: Matrix, data: Aligned, lambdas: Ma
     return qualities, costs
 
 
-def turns(estimates: Matrix, costs: Matrix) -> Matrix:
+def turns(estimates: Matrix, costs: Matrix) -> Vector:
     """λ from 0 up between the queries' own break-even points (C_j − C_i)/(Q_j − Q_i), and one beyond them all."""
     points = [np.zeros(1)]
     for i in range(estimates.shape[1]):
@@ -63,5 +69,56 @@ def turns(estimates: Matrix, costs: Matrix) -> Matrix:
             gain, extra = estimates[:, j] - estimates[:, i], costs[:, j] - costs[:, i]
             useful = (gain > 1e-9) & (extra > 0)
             points.append(extra[useful] / gain[useful])
-    found: Matrix = np.unique(np.quantile(np.concatenate(points), np.linspace(0, 1, LAMBDAS)))
+    found: Vector = np.unique(np.quantile(np.concatenate(points), np.linspace(0, 1, LAMBDAS)))
     return np.append((found[1:] + found[:-1]) / 2, found[-1] * 2)
+
+
+# ── policies that look at answers ────────────────────────────────────────────
+
+
+@dataclass(frozen=True, eq=False)
+class CrossFitted:
+    """What predictors say of queries that they did not learn from: before any answer, and ``after`` answers."""
+
+    before: Sequence[Estimates]
+    after: After
+
+
+def cross_fit(
+    learn: Callable[[Sequence[Row]], Predictor], data: Aligned, fold_of: Numbers, featurizer: Featurizer
+) -> CrossFitted:
+    """One predictor for each fold, learned from the others; every query is estimated by the one of its fold.
+
+    ``learn`` is to fit what is asked after answers too (``Candidate.whole``): that is what makes it dear.
+    """
+    before: dict[int, Estimates] = {}
+    posteriors: list[Posterior] = []
+    for fold in range(int(fold_of.max()) + 1):
+        held = np.flatnonzero(fold_of == fold)
+        predictor = learn(fit_rows(data.take(fold_of != fold)))
+        requests = [data.requests[number] for number in held.tolist()]
+        before |= dict(zip(held.tolist(), estimate(predictor, featurizer, requests), strict=True))
+        posteriors.append(Posterior(predictor, featurizer, data.requests))
+
+    def after(number: int, attempts: tuple[Attempt, ...]) -> Estimates:
+        return posteriors[int(fold_of[number])](number, attempts)
+
+    return CrossFitted([before[number] for number in range(len(data))], after)
+
+
+def points_along(
+    fitted: CrossFitted, data: Aligned, reference: Reference, policies: Mapping[str, Policy], *, seed: int = 0
+) -> dict[str, float]:
+    """The points of CostSave and PerfGain of every policy, as an artifact remembers them.
+
+    The policies, by name, are replayed on ``data`` along the λ that ``evaluate`` plays: the grid's and those around it.
+    """
+    bench = Bench(data, expected_costs(data, reference.cost, reference.output_tokens), seed)
+    lambdas = compare.sweep(lambda_grid(reference.quality, reference.cost))
+    found: dict[str, float] = {}
+    for name, policy in policies.items():
+        played = compare.curve(bench, name, policy, fitted.before, lambdas, after=fitted.after)
+        means = ([float(getattr(each, part).mean()) for each in played] for part in ("quality", "cost"))
+        quality, cost = (np.array(values) for values in means)
+        found |= to_metrics(name, points_of(data, np.array(lambdas), quality, cost))
+    return found
