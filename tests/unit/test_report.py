@@ -74,6 +74,12 @@ def test_it_is_json_and_all_baselines_are_there(found):
     assert {line["name"] for line in found["policies"]} == {"greedy", "cascade", "pandora"}
 
 
+def test_policies_that_look_ahead_are_played_at_fewer_lambda(found):
+    played = {n: {e["lambda"] for e in found["policies"] if e["name"] == n} for n in ("greedy", "cascade", "pandora")}
+    assert all(lambdas >= {*found["lambda_grid"], 5.0} for lambdas in played.values())
+    assert len(played["pandora"]) < 0.7 * len(played["cascade"])
+
+
 def test_no_policy_and_no_baseline_has_less_regret_than_the_oracle(found):
     for name, each in found["summary"].items():
         assert len(each["regret"]) == 9

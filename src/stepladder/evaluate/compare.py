@@ -266,9 +266,9 @@ def curve(
     return [play(bench, name, policy, estimates, lam=lam, after=after) for lam in lambdas]
 
 
-def sweep(grid: Vector, *more: float | None) -> list[float]:
-    """λ for a curve: the grid's own, further ones on both sides and between, and ``more``; sorted, each once."""
-    wide = np.geomspace(grid[0] / 8, grid[-1] * 8, SWEEP)
+def sweep(grid: Vector, *more: float | None, points: int = SWEEP) -> list[float]:
+    """λ for a curve: the grid's own, ``points`` on both sides and between, and ``more``; sorted, each once."""
+    wide = np.geomspace(grid[0] / 8, grid[-1] * 8, points)
     extra = [value for value in more if value is not None]
     return sorted({*grid.tolist(), *wide.tolist(), *extra})
 

@@ -36,6 +36,9 @@ PIPELINES = ("fixed:",)
 BEFORE = ("greedy",)
 """Policies that decide once, before any answer: they are compared with ROUTES, all others with PIPELINES too."""
 
+THIN = 13
+"""λ around the grid's for policies that look ahead: they take tens of times longer over a decision."""
+
 POLICIES: Mapping[str, Policy] = {"greedy": GreedyPolicy(), "cascade": GreedyPolicy(cascade=True)}
 HINDSIGHT = (
     "cost_save and perf_gain of a summary are at the best point of the curve in hindsight; those under 'operating' are "
@@ -78,9 +81,11 @@ class Subject:
         """Mean costs of the stages in training; where requests have a price here, that of these rows."""
         return self.reference.cost if self.data.pricing is None else self.data.cost.mean(axis=0)
 
-    def lambdas(self, policy: str) -> list[float]:
+    def lambdas(self, policy: str, *, thin: bool = False) -> list[float]:
         """λ that a policy is played at: the grid's, further ones around it, and its operating points."""
-        return compare.sweep(self.grid, self.lam, *(point.lam for point in self.points.get(policy, {}).values()))
+        points = THIN if thin else compare.SWEEP
+        own = (point.lam for point in self.points.get(policy, {}).values())
+        return compare.sweep(self.grid, self.lam, *own, points=points)
 
     @property
     def chance(self) -> np.random.Generator:
@@ -220,7 +225,8 @@ def _ours(subject: Subject, climbed: _Climbed | None, policies: Mapping[str, Pol
             continue
         seen = climbed.first if looks and climbed is not None else predicted
         after = subject.after if looks else None
-        played = compare.curve(subject.bench, name, policy, subject.estimates, subject.lambdas(name), after=after)
+        lambdas = subject.lambdas(name, thin=name not in POLICIES)
+        played = compare.curve(subject.bench, name, policy, subject.estimates, lambdas, after=after)
         found.append(Family(name, played, _gain(seen)))
     return found
 
