@@ -57,7 +57,8 @@ class Aligned:
     ``rows[i][j]`` is what stage j made of query i. ``quality`` in [0, 1] and ``cost`` (what is billed, in
     ``cost_unit``) are (n, k). ``pricing`` is what the costs were made from. ``dropped`` counts the queries of the split
     that lacked one of the stages, ``repeated`` the further rows of a query and stage: for quality and cost the first
-    alone counts, ``samples`` has them all (None where nothing was repeated).
+    alone counts, ``samples`` has them all (None where nothing was repeated). ``others`` (n, m) are the qualities of the
+    table's models that are no stage, NaN where one was not asked: they too tell how hard a query is.
     """
 
     stages: tuple[str, ...]
@@ -69,6 +70,7 @@ class Aligned:
     dropped: int = 0
     repeated: int = 0
     samples: Samples | None = None
+    others: Matrix | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -117,6 +119,7 @@ class Aligned:
             self.dropped,
             self.repeated,
             None if self.samples is None else self.samples.take(numbers),
+            None if self.others is None else self.others[numbers],
         )
 
     def mean_output_tokens(self) -> tuple[float, ...] | None:
@@ -150,7 +153,8 @@ def align(
     quality = np.array([[row.quality for row in line] for line in lines], dtype=np.float64)
     stages, repeated = tuple(names or models), sum(map(len, again.values()))
     samples = _samples(lines, quality, again) if again else None
-    return Aligned(stages, tuple(lines), quality, cost, unit, pricing, dropped, repeated, samples)
+    others = _others(rows, models, lines)
+    return Aligned(stages, tuple(lines), quality, cost, unit, pricing, dropped, repeated, samples, others)
 
 
 def expected_costs(data: Aligned, mean_cost: Matrix, mean_output: Matrix | None) -> Matrix:
@@ -229,6 +233,19 @@ def _samples(
             total[place[query], stage] += sum(further)
             count[place[query], stage] += len(further)
     return Samples(total / count, count)
+
+
+def _others(rows: Sequence[OutcomeRow], models: Sequence[str], lines: Sequence[tuple[OutcomeRow, ...]]) -> Matrix:
+    """(n, m) qualities of the models that are no stage."""
+    known = sorted({row.model for row in rows}.difference(models))
+    column = {model: number for number, model in enumerate(known)}
+    place = {(line[0].dataset, line[0].query_id): number for number, line in enumerate(lines)}
+    found = np.full((len(lines), len(known)), np.nan)
+    for row in rows:
+        number = place.get((row.dataset, row.query_id))
+        if number is not None and row.model in column:
+            found[number, column[row.model]] = row.quality
+    return found
 
 
 def _no_split(rows: Sequence[OutcomeRow], split: str) -> None:

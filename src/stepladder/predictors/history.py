@@ -53,12 +53,13 @@ MORE_SIGNALS = (
     "same_as_prompt",
     "code",
     "consistency",
+    "letter",
     "agree_up",
 )
 """Further columns, for artifacts that name them: the lowest log probability of a token, and the mean of the last TAIL;
 the share of characters that are digits; of lines, or of four words in a row, that came before; of the answer's words
 that stand in the prompt; whether its Python can be parsed; the share of further choices (``n``) with the same final
-answer; and for every higher stage a column that says whether its final answer is the same."""
+answer; the place in the alphabet of a final answer that is one letter (0 where it is none); and for every higher stage a column that says whether its final answer is the same."""
 
 ALL_SIGNALS = (*SIGNALS, *MORE_SIGNALS)
 PAIRED = "agree_up"
@@ -67,6 +68,7 @@ PAIRED = "agree_up"
 LOGPROB_SIGNALS = frozenset({"logprob", "min_logprob", "tail_logprob"})
 
 _OPENING = 200
+_ALPHABET = "abcdefghijklmnopqrstuvwxyz"
 _REFUSAL = re.compile(
     r"\b(?:i(?:'m| am) (?:sorry|afraid|unable|not able|not sure)|i (?:can(?:no|')t|do(?: not|n't) know|won't|will not)"
     r"|as an ai\b|unable to (?:answer|help|assist)|cannot (?:answer|help|assist|be determined))",
@@ -99,6 +101,7 @@ class Signals(NamedTuple):
     same_as_prompt: float = UNKNOWN
     code: float = UNKNOWN
     consistency: float = UNKNOWN
+    letter: float = UNKNOWN
 
 
 _OWN = frozenset(Signals._fields) - {"final"}
@@ -202,6 +205,8 @@ def _more(wanted: frozenset[str], attempt: Attempt, text: str, final: str, promp
         found["code"] = _code(attempt.text)
     if "consistency" in wanted:
         found["consistency"] = _consistency(final, attempt.raw)
+    if "letter" in wanted:
+        found["letter"] = float(_ALPHABET.find(final) + 1) if len(final) == 1 else 0.0
     return found
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from stepladder.predictors import history
 from stepladder.predictors.artifact import Artifact
 from stepladder.predictors.gbdt import AFTER
-from stepladder.predictors.history import UNTOLD, Signals
+from stepladder.predictors.history import Signals
 from stepladder.train.boost import LEAF_ROWS, LEAVES, Prepared, Tree, before, depth, forest, prepared, stacked
 from stepladder.train.fit import Grams, Matrix, Row
 from stepladder.types import Attempt
@@ -109,7 +109,7 @@ def _tells(answer: Attempt | None) -> bool:
 def _examples(
     asked: Sequence[Mapping[int, Row]], stages: int, place: Mapping[str, int], rng: np.random.Generator
 ) -> _Examples:
-    queries, sets = _drawn(len(asked), stage_sets(stages, rng), rng)
+    queries, sets = drawn_sets(len(asked), stage_sets(stages, rng), rng)
     hidden = rng.random(len(queries)) < HIDDEN
     read = [_read(line) for line in asked]
     query: list[int] = []
@@ -135,20 +135,20 @@ def stage_sets(stages: int, rng: np.random.Generator) -> list[tuple[int, ...]]:
     return list(dict.fromkeys([*prefixes, *(each for each in others if each)]))
 
 
-def _drawn(
-    queries: int, sets: Sequence[tuple[int, ...]], rng: np.random.Generator
+def drawn_sets(
+    queries: int, sets: Sequence[tuple[int, ...]], rng: np.random.Generator, most: int = MOST
 ) -> tuple[NDArray[np.intp], list[tuple[int, ...]]]:
-    """(m,) numbers of queries, and a set of stages for each: PER_QUERY different ones a query, fewer if MOST says so.
+    """(m,) numbers of queries, and a set of stages for each: PER_QUERY different ones a query, fewer if ``most`` examples say so.
 
     Drawn without replacement by weight, as Efraimidis and Spirakis do (2006): the largest of u^(1/weight).
     """
-    each = min(PER_QUERY, len(sets), max(1, -(-MOST // queries)))
+    each = min(PER_QUERY, len(sets), max(1, -(-most // queries)))
     prefixes = np.array([stages_of == tuple(range(len(stages_of))) for stages_of in sets])
     keys = rng.random((queries, len(sets))) ** (1 / np.where(prefixes, WEIGHT_OF_PREFIX, 1.0))
     chosen = np.argsort(-keys, axis=1)[:, :each].reshape(-1)
     numbers = np.repeat(np.arange(queries), each)
-    if len(numbers) > MOST:
-        kept = np.sort(rng.permutation(len(numbers))[:MOST])
+    if len(numbers) > most:
+        kept = np.sort(rng.permutation(len(numbers))[:most])
         numbers, chosen = numbers[kept], chosen[kept]
     return numbers, [sets[which] for which in chosen.tolist()]
 
@@ -158,7 +158,7 @@ def _read(line: Mapping[int, Row]) -> dict[int, Signals]:
 
 
 def _hidden(found: Mapping[int, Signals]) -> dict[int, Signals]:
-    return {stage: signals._replace(logprob=UNTOLD) for stage, signals in found.items()}
+    return {stage: history.without_logprobs(signals) for stage, signals in found.items()}
 
 
 def _stage(

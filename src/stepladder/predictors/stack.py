@@ -1,0 +1,180 @@
+"""Quality of every stage from a reading of the text: boosted trees and a regression, averaged and calibrated.
+
+One artifact holds two profiles: ``full``, and ``fast``, which is a ``gbdt`` on fewer numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import exp, log, sqrt
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stepladder.contracts import LOGPROBS
+from stepladder.errors import ArtifactError
+from stepladder.predictors import history
+from stepladder.predictors.artifact import array_of, content_version, numbers_of
+from stepladder.predictors.gbdt import GBDTPredictor, Trees
+from stepladder.predictors.reading import Reading
+from stepladder.types import Estimate, Estimates, Features
+
+Profile = Literal["full", "fast"]
+AFTER, FAST = "after_", "fast_"
+"""What the names of arrays and parameters begin with: of heads for after an answer, and of the profile ``fast``."""
+
+CLIP = 5.0
+"""Standard deviations from its mean beyond which a regression does not follow a column."""
+
+SUREST = 1e-4
+"""How near an estimate may come to 0 and 1."""
+
+
+class StackPredictor:
+    """Quality of stage i is calibrated(½·σ(trees) + ½·σ(regression)), both reading ``Reading.row`` of the text.
+
+    Stacking (Wolpert, 1992) over linear scores, topics, neighbours and tasks; calibration is Platt's (1999) on
+    cross-fitted estimates. After an answer another pair of heads reads the same row, the logits before the answer, and
+    the columns of ``history``: the posterior.
+
+    ``arrays``: those of ``Reading``, of ``Head`` (and with AFTER before their names, for after an answer), and with
+    FAST before their names those of a ``gbdt``. ``params``: ``spread`` and ``measured`` as for ``logistic``; ``told``
+    and ``told_after`` (each (k,), the share of q(1−q) by which a stage's own answer will move its estimate, before any
+    answer and after others' answers; 0 by default); ``depth``, ``after_depth``, ``after_signals`` as for ``gbdt``;
+    ``fast`` (the parameters of that ``gbdt``; absent where there is none) and ``profile``, which one serves.
+
+    Raises ArtifactError where parameters or arrays do not fit the ladder, or lack the profile.
+    """
+
+    def __init__(self, stages: tuple[str, ...], params: Mapping[str, Any], arrays: Mapping[str, Any]) -> None:
+        count = len(stages)
+        self.version = content_version("stack", stages, params, arrays)
+        self._stages = stages
+        self._spreads = numbers_of(params.get("spread", [1.0] * count), "spread", count)
+        self._told = tuple(numbers_of(params.get(name, [0.0] * count), name, count) for name in ("told", "told_after"))
+        self._calibrated = params.get("measured", True) is True
+        self.profile = _profile(params)
+        self._signals: tuple[str, ...] = ()
+        self._fast = _fast(stages, params, arrays) if self.profile == "fast" else None
+        if self._fast is None:
+            self._open(params, arrays)
+
+    def _open(self, params: Mapping[str, Any], arrays: Mapping[str, Any]) -> None:
+        count = len(self._stages)
+        self._reading = Reading(arrays, count)
+        self._before = Head(arrays, params, "", count, self._reading.columns)
+        self._after: Head | None = None
+        if f"{AFTER}signals" in params:
+            self._signals = history.known_signals(params[f"{AFTER}signals"], f"{AFTER}signals")
+            columns = self._reading.columns + count + len(history.names(count, self._signals))
+            self._after = Head(arrays, params, AFTER, count, columns)
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """The log probabilities of answers' tokens, where the heads for after an answer look at them."""
+        if self._fast is not None:
+            return self._fast.reads
+        return frozenset({LOGPROBS} if history.reads_logprobs(self._signals) else ())
+
+    def predict(self, features: Features) -> Estimates:
+        """Estimates for every stage, after the answers among the attempts where there are any."""
+        answered = history.answered(features.attempts, self._stages, self._signals, prompt=features.text)
+        if self._fast is not None:
+            found = self._fast.predict(features)
+            means = [found[stage].mean for stage in self._stages]
+        else:
+            row = self._reading.row(features.text)
+            means = self._before.means(row)
+            if self._after is not None and answered:
+                means = self._after.means(after_row(row, means, answered, self._signals))
+        told = self._told[bool(answered)]
+        return Estimates(
+            {
+                stage: estimate_of(mean, spread, 0.0 if number in answered else share)
+                for number, (stage, mean, spread, share) in enumerate(
+                    zip(self._stages, means, self._spreads, told, strict=True)
+                )
+            },
+            calibrated=self._calibrated,
+        )
+
+
+class Head:
+    """Trees and a regression over a row of ``columns`` numbers.
+
+    ``arrays``, after ``prefix``: ``middle`` and ``scale`` (columns,), by which columns are brought to one size;
+    ``line`` (columns, k) and ``line_bias`` (k,); ``base`` (k,) and the trees as for ``gbdt``; ``platt`` (k, 2), slope
+    and offset of the calibration on the logit scale.
+    """
+
+    def __init__(
+        self, arrays: Mapping[str, Any], params: Mapping[str, Any], prefix: str, stages: int, columns: int
+    ) -> None:
+        def shaped(name: str, *shape: int) -> NDArray[np.float64]:
+            array = array_of(arrays, prefix + name, len(shape))
+            if array.shape != shape:
+                raise ArtifactError(f"the array {prefix}{name} should be {shape}, not {array.shape}")
+            return array
+
+        self._middle, self._scale = shaped("middle", columns), shaped("scale", columns)
+        self._line, self._bias = shaped("line", columns, stages), shaped("line_bias", stages)
+        self._base, self._platt = shaped("base", stages), shaped("platt", stages, 2).tolist()
+        self._trees = Trees(arrays, params.get(f"{prefix}depth"), stages, columns, prefix=prefix)
+
+    def means(self, row: NDArray[np.float64]) -> list[float]:
+        """Calibrated quality of every stage."""
+        return [calibrated(raw, *platt) for raw, platt in zip(self.raw(row), self._platt, strict=True)]
+
+    def raw(self, row: NDArray[np.float64]) -> list[float]:
+        """Quality of every stage before calibration."""
+        scaled = (row - self._middle) * self._scale
+        lines = np.minimum(np.maximum(scaled, -CLIP), CLIP) @ self._line + self._bias
+        trees = self._base + self._trees.sums(row)
+        return [(sigmoid(one) + sigmoid(other)) / 2 for one, other in zip(lines.tolist(), trees.tolist(), strict=True)]
+
+
+def after_row(
+    row: NDArray[np.float64], before: list[float], answered: Mapping[int, history.Signals], signals: tuple[str, ...]
+) -> NDArray[np.float64]:
+    """What heads for after an answer read."""
+    logits = [logit(mean) for mean in before]
+    return np.concatenate([row, logits, history.numbers(answered, len(before), signals)])
+
+
+def calibrated(mean: float, slope: float, offset: float) -> float:
+    """σ(slope · logit(mean) + offset)."""
+    return sigmoid(slope * logit(mean) + offset)
+
+
+def logit(mean: float) -> float:
+    """log(q / (1 − q)), finite at 0 and 1 too."""
+    inner = min(max(mean, SUREST), 1 - SUREST)
+    return log(inner / (1 - inner))
+
+
+def sigmoid(value: float) -> float:
+    """1 / (1 + exp(−value))."""
+    return 1 / (1 + exp(-min(max(value, -30.0), 30.0)))
+
+
+def estimate_of(mean: float, spread: float, told: float) -> Estimate:
+    """An outcome's variance is the share ``spread`` of q(1−q), and that of the estimate after an answer ``told``."""
+    variance = mean * (1 - mean)
+    return Estimate(mean, sqrt(spread * variance), sqrt(min(told, spread) * variance))
+
+
+def _profile(params: Mapping[str, Any]) -> Profile:
+    wanted = params.get("profile", "full")
+    for profile in get_args(Profile):
+        if wanted == profile:
+            return profile  # type: ignore[no-any-return]
+    raise ArtifactError(f"profile should be full or fast, not {wanted!r}")
+
+
+def _fast(stages: tuple[str, ...], params: Mapping[str, Any], arrays: Mapping[str, Any]) -> GBDTPredictor:
+    own = params.get("fast")
+    if not isinstance(own, Mapping):
+        raise ArtifactError("this artifact holds no profile 'fast': train it again, or choose 'full'")
+    mine = {name.removeprefix(FAST): array for name, array in arrays.items() if name.startswith(FAST)}
+    return GBDTPredictor(stages, own, mine)

@@ -1,0 +1,329 @@
+"""Lessons → stacked predictors (``predictors/stack.py``), with what they say of queries that they did not learn from.
+
+Needs the extra [train].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stepladder.errors import UsageError
+from stepladder.evaluate.aligned import Aligned
+from stepladder.predictors import history
+from stepladder.predictors.artifact import Artifact
+from stepladder.predictors.history import Signals
+from stepladder.predictors.stack import AFTER, CLIP, Head, after_row, estimate_of, logit
+from stepladder.train.after import drawn_sets, stage_sets
+from stepladder.train.boost import Tree, best_number, depth, forest_of, grown, stacked
+from stepladder.train.fit import quiet, sklearn_module
+from stepladder.train.lesson import Lesson, lesson_of
+from stepladder.train.reading import fit_reading
+from stepladder.types import Attempt, Estimates
+
+Matrix = NDArray[np.float64]
+Numbers = NDArray[np.intp]
+
+FOLDS = 3
+"""Heads are cross-fitted in so many parts, to be calibrated and to be judged."""
+
+TREE = Tree(leaves=15, leaf_rows=40, columns=0.4, rate=0.05, weighted=False)
+TREES = 400
+PENALTY = 0.03
+"""scikit-learn's C of the regression, whose columns have variance 1."""
+
+FEWEST = 60
+"""Queries that a stack is fitted to, at the least."""
+
+MOST = 20_000
+"""Queries that heads learn from, at the most."""
+
+MOST_AFTER = 40_000
+"""Examples of sets of answers that heads for after an answer learn from, at the most."""
+
+HIDDEN = 0.5
+"""Share of the examples without log probabilities: where the table has them, a server may still tell none."""
+
+PROBED = 1500
+"""Queries on which it is measured how far answers move the estimates."""
+
+
+@dataclass(frozen=True, eq=False)
+class Stacked:
+    """A fitted stack: its arrays and parameters, and ``crossed``, what it says of its own queries when it has not seen
+    them."""
+
+    arrays: Mapping[str, NDArray[Any]]
+    params: Mapping[str, Any]
+    metrics: Mapping[str, float]
+    crossed: Crossed
+
+    def artifact(self, stages: Sequence[str]) -> Artifact:
+        """As an artifact of the profile ``full`` alone."""
+        return Artifact("stack", tuple(stages), params=self.params, arrays=self.arrays, metrics=self.metrics)
+
+
+@dataclass(eq=False)
+class Crossed:
+    """Estimates of the queries that were learned from, each by heads that saw none of its group.
+
+    ``numbers`` are the queries' places in the table that was handed in; others are not known.
+    """
+
+    stages: tuple[str, ...]
+    numbers: Numbers
+    rows: Matrix
+    fold_of: Numbers
+    before: Sequence[Head]
+    after: Sequence[Head]
+    signals: tuple[str, ...]
+    texts: Sequence[str]
+    spread: Sequence[float]
+    told: tuple[Sequence[float], Sequence[float]] = ((), ())
+    _means: dict[int, list[float]] = field(default_factory=dict)
+
+    def means(self, place: int) -> list[float]:
+        """The query's estimates before any answer."""
+        if place not in self._means:
+            self._means[place] = self.before[int(self.fold_of[place])].means(self.rows[place])
+        return self._means[place]
+
+    def posterior(self, place: int, answered: Mapping[int, Signals]) -> list[float]:
+        """The query's estimates after answers with these signals."""
+        means = self.means(place)
+        if not self.after or not answered:
+            return means
+        return self.after[int(self.fold_of[place])].means(after_row(self.rows[place], means, answered, self.signals))
+
+    def estimates(self, place: int, attempts: tuple[Attempt, ...] = ()) -> Estimates:
+        """What the router would be told of the query after these attempts."""
+        found = history.answered(attempts, self.stages, self.signals, prompt=self.texts[place])
+        told = self.told[bool(found)] or [0.0] * len(self.stages)
+        means = self.posterior(place, found)
+        zipped = enumerate(zip(self.stages, means, self.spread, told, strict=True))
+        return Estimates(
+            {
+                stage: estimate_of(mean, spread, 0.0 if i in found else share)
+                for i, (stage, mean, spread, share) in zipped
+            },
+            calibrated=True,
+        )
+
+
+def fit_stack(data: Aligned, seed: int = 0) -> Stacked:
+    """A reading of the texts, heads for before an answer, and for after one where the table holds answers.
+
+    A quality between 0 and 1 counts as that share of a right answer (log-loss). Heads are calibrated, and
+    ``params["told"]`` measured, on cross-fitted estimates. At most MOST queries are learned from. Raises UsageError
+    where there are fewer than FEWEST queries or too few groups, MissingExtraError.
+    """
+    rng = np.random.default_rng(seed)
+    chosen = _chosen(data, rng)
+    some = data.take(chosen)
+    lesson = lesson_of(some)
+    _check(lesson)
+    read = fit_reading(lesson, seed)
+    fold_of = (rng.permutation(int(lesson.groups.max()) + 1) % FOLDS)[lesson.groups]
+    before = _heads(read.rows, lesson.quality, fold_of, _Way("", TREE, seed))
+    spread = [_spread(quality) for quality in lesson.quality.T]
+    crossed = Crossed(data.stages, chosen, read.rows, fold_of, before.crossed, (), (), lesson.texts, spread)
+    arrays: dict[str, NDArray[Any]] = {**read.arrays, **before.arrays}
+    params: dict[str, Any] = {"depth": before.depth, "spread": spread, "measured": True}
+    metrics = {"rows": float(lesson.quality.size), "trees": float(before.trees)}
+    answers = _answers(some)
+    if answers is not None:
+        after = _fit_after(crossed, lesson, answers, seed, rng)
+        arrays |= after.arrays
+        params |= {f"{AFTER}depth": after.depth, f"{AFTER}signals": list(crossed.signals)}
+        crossed.told = _told(crossed, answers, rng)
+        params |= {"told": list(crossed.told[0]), "told_after": list(crossed.told[1])}
+        metrics |= {"after_rows": float(after.rows), "after_trees": float(after.trees)}
+    return Stacked(arrays, params, metrics, crossed)
+
+
+def _chosen(data: Aligned, rng: np.random.Generator) -> Numbers:
+    """Numbers of the queries that are learned from: whole groups."""
+    if len(data) <= MOST:
+        return np.arange(len(data))
+    sizes = np.bincount(data.groups)
+    order = rng.permutation(len(sizes))
+    taken = order[: int(np.searchsorted(np.cumsum(sizes[order]), MOST, side="right"))]
+    return np.flatnonzero(np.isin(data.groups, taken))
+
+
+def _check(lesson: Lesson) -> None:
+    groups = len(np.unique(lesson.groups))
+    if len(lesson.texts) < FEWEST or groups < FEWEST // 2:
+        raise UsageError(
+            f"a stack learns from {FEWEST} queries of {FEWEST // 2} groups at the least; these are "
+            f"{len(lesson.texts)} of {groups}: collect more, or train 'logistic'"
+        )
+
+
+def _spread(quality: Matrix) -> float:
+    binary = float(quality.mean() * (1 - quality.mean()))
+    return min(float(quality.var()) / binary, 1.0) if binary > 0 else 1.0
+
+
+# ── heads ────────────────────────────────────────────────────────────────────
+
+
+class _Way(NamedTuple):
+    """How heads are fitted: what their arrays' names begin with, how trees grow, and the seed."""
+
+    prefix: str
+    tree: Tree
+    seed: int
+
+
+class _Heads(NamedTuple):
+    """Arrays of the head that was fitted to all rows, and the ``crossed`` ones, calibrated alike."""
+
+    arrays: dict[str, NDArray[Any]]
+    depth: int
+    trees: int
+    rows: int
+    crossed: tuple[Head, ...]
+
+
+def _heads(inputs: Matrix, quality: Matrix, fold_of: Numbers, way: _Way) -> _Heads:
+    """Heads over ``inputs`` (m, c), of every stage."""
+    prefix, tree, seed = way
+    stages = range(quality.shape[1])
+    middle, scale = inputs.mean(axis=0), 1 / np.maximum(inputs.std(axis=0), 1e-9)
+    scale[inputs.std(axis=0) < 1e-9] = 0.0
+    scaled = np.clip((inputs - middle) * scale, -CLIP, CLIP)
+    counts = [_best_count(inputs, quality[:, stage], fold_of, seed, tree) for stage in stages]
+
+    def fit(some: Numbers, platt: Matrix) -> dict[str, NDArray[Any]]:
+        forests = [forest_of(inputs[some], quality[some, stage], counts[stage], seed, tree) for stage in stages]
+        lines = [_line(scaled[some], quality[some, stage]) for stage in stages]
+        line = np.stack(lines, axis=1)
+        found = {"middle": middle, "scale": scale, "line": line[:-1], "line_bias": line[-1], "platt": platt}
+        return {prefix + name: array for name, array in {**found, **stacked(forests)}.items()}
+
+    plain = np.tile([1.0, 0.0], (len(stages), 1))
+    parts = [fit(np.flatnonzero(fold_of != fold), plain) for fold in range(FOLDS)]
+    raw = np.zeros_like(quality)
+    for fold, part in enumerate(parts):
+        head = _head(part, prefix, inputs.shape[1], len(stages))
+        for place in np.flatnonzero(fold_of == fold).tolist():
+            raw[place] = head.raw(inputs[place])
+    platt = np.array([_platt(raw[:, stage], quality[:, stage]) for stage in stages])
+    arrays = fit(np.arange(len(inputs)), platt)
+    crossed = tuple(_head({**part, f"{prefix}platt": platt}, prefix, inputs.shape[1], len(stages)) for part in parts)
+    return _Heads(arrays, depth(_bare(arrays, prefix)), sum(counts), len(inputs), crossed)
+
+
+def _head(arrays: Mapping[str, NDArray[Any]], prefix: str, columns: int, stages: int) -> Head:
+    return Head(arrays, {f"{prefix}depth": depth(_bare(arrays, prefix))}, prefix, stages, columns)
+
+
+def _bare(arrays: Mapping[str, NDArray[Any]], prefix: str) -> dict[str, NDArray[Any]]:
+    return {name: arrays[prefix + name] for name in ("left", "right")}
+
+
+def _best_count(inputs: Matrix, quality: Matrix, fold_of: Numbers, seed: int, tree: Tree) -> int:
+    """The number of trees with the lowest log-loss on the first fold."""
+    held = fold_of == 0
+    model = grown(inputs[~held], quality[~held], seed, TREES, tree)
+    return best_number(model, inputs[held], quality[held])
+
+
+def _line(scaled: Matrix, quality: Matrix) -> Matrix:
+    """Weights, and at the end the bias, of a logistic regression."""
+    right, wrong = np.flatnonzero(quality > 0), np.flatnonzero(quality < 1)
+    if not len(right) or not len(wrong):
+        return np.r_[np.zeros(scaled.shape[1]), logit(float(quality.mean()))]
+    model = sklearn_module("sklearn.linear_model").LogisticRegression(C=PENALTY, max_iter=300)
+    with quiet():
+        model.fit(
+            scaled[np.r_[right, wrong]],
+            np.repeat([1, 0], (len(right), len(wrong))),
+            sample_weight=np.r_[quality[right], 1 - quality[wrong]],
+        )
+    found: Matrix = np.r_[model.coef_[0], model.intercept_[0]]
+    return found
+
+
+def _platt(raw: Matrix, quality: Matrix) -> tuple[float, float]:
+    """Slope and offset on the logit scale that make estimates right on average (Platt, 1999)."""
+    if quality.min() == quality.max():
+        return 1.0, 0.0
+    logits = np.array([logit(mean) for mean in raw.tolist()])
+    model = sklearn_module("sklearn.linear_model").LogisticRegression(C=1e3)
+    twice, weight = np.r_[logits, logits].reshape(-1, 1), np.r_[quality, 1 - quality]
+    with quiet():
+        model.fit(twice[weight > 0], np.repeat([1, 0], len(logits))[weight > 0], sample_weight=weight[weight > 0])
+    slope = float(model.coef_[0, 0])
+    return (slope, float(model.intercept_[0])) if slope > 0 else (1.0, 0.0)
+
+
+# ── after an answer ──────────────────────────────────────────────────────────
+
+Answers = Sequence[Sequence[Attempt]]
+
+
+def _answers(data: Aligned) -> Answers | None:
+    """(n, k) the recorded answers; None where the table tells nothing of any."""
+    found = [tuple(row.attempt(stage) for stage, row in zip(data.stages, line, strict=True)) for line in data.rows]
+    tells = any(answer.text or answer.usage.output_tokens or answer.logprobs for line in found for answer in line)
+    return found if tells else None
+
+
+def _signals(answers: Answers, texts: Sequence[str]) -> tuple[str, ...]:
+    """The signals that some answer of the first few hundred has; those that none has would only take time."""
+    own = [name for name in history.ALL_SIGNALS if name not in ("answered", "agreement", history.PAIRED)]
+    known = set()
+    for line, text in zip(answers[:300], texts, strict=False):
+        for answer in line:
+            read = history.read(answer, history.ALL_SIGNALS, prompt=text)
+            known |= {name for name in own if getattr(read, name) not in (history.UNKNOWN, history.UNTOLD)}
+    return ("answered", "agreement", *(name for name in own if name in known), history.PAIRED)
+
+
+def _fit_after(crossed: Crossed, lesson: Lesson, answers: Answers, seed: int, rng: np.random.Generator) -> _Heads:
+    """Heads for after an answer; they and the signals that they read are written into ``crossed``."""
+    stages = lesson.quality.shape[1]
+    crossed.signals = _signals(answers, lesson.texts)
+    read = [_read(line, crossed.signals, text) for line, text in zip(answers, lesson.texts, strict=True)]
+    queries, sets = drawn_sets(len(read), stage_sets(stages, rng), rng, most=MOST_AFTER)
+    hidden = rng.random(len(queries)) < HIDDEN
+    rows = []
+    for place, stages_of, hide in zip(queries.tolist(), sets, hidden.tolist(), strict=True):
+        found = {stage: read[place][stage] for stage in stages_of}
+        if hide:
+            found = {stage: history.without_logprobs(told) for stage, told in found.items()}
+        rows.append(after_row(crossed.rows[place], crossed.means(place), found, crossed.signals))
+    tree = TREE._replace(leaf_rows=TREE.leaf_rows * 2)
+    heads = _heads(np.array(rows), lesson.quality[queries], crossed.fold_of[queries], _Way(AFTER, tree, seed))
+    crossed.after = heads.crossed
+    return heads
+
+
+def _read(line: Sequence[Attempt], signals: tuple[str, ...], text: str) -> dict[int, Signals]:
+    return {stage: history.read(answer, signals, prompt=text) for stage, answer in enumerate(line)}
+
+
+def _told(crossed: Crossed, answers: Answers, rng: np.random.Generator) -> tuple[list[float], list[float]]:
+    """The share of q(1−q) by which a stage's own answer moves its estimate, (k,) each: before any answer, and when the
+    cheaper stages have answered."""
+    places = rng.permutation(len(answers))[:PROBED].tolist()
+    stages = len(crossed.stages)
+    moved, room = np.zeros((2, stages)), np.full((2, stages), 1e-9)
+    for place in places:
+        read = _read(answers[place], crossed.signals, crossed.texts[place])
+        for stage in range(stages):
+            cheaper = {number: read[number] for number in range(stage)}
+            for turn, known in enumerate(({}, cheaper) if cheaper else ({},)):
+                now = crossed.posterior(place, known)[stage]
+                then = crossed.posterior(place, {**known, stage: read[stage]})[stage]
+                moved[turn, stage] += (then - now) ** 2
+                room[turn, stage] += now * (1 - now)
+    moved[1, 0], room[1, 0] = moved[0, 0], room[0, 0]
+    shares = np.clip(moved / room, 0.0, 1.0)
+    return shares[0].tolist(), shares[1].tolist()
