@@ -251,7 +251,8 @@ def best_number(model: Any, inputs: Matrix, quality: Matrix) -> int:
     """The number of trees with the lowest log-loss on these rows; FEW where there is nothing to choose by."""
     if model is None or not len(inputs):
         return FEW
-    losses = [log_loss(quality, 1 / (1 + np.exp(-found))) for found in model.staged_decision_function(inputs)]
+    with quiet():
+        losses = [log_loss(quality, 1 / (1 + np.exp(-found))) for found in model.staged_decision_function(inputs)]
     return int(np.argmin(losses)) + 1
 
 
@@ -282,7 +283,9 @@ def _compare(forest: Forest, model: Any, inputs: Matrix) -> None:
     arrays = stacked([forest])
     ours = Trees(arrays, depth(arrays), 1, inputs.shape[1])
     found = np.array([forest.base + ours.sums(line)[0] for line in inputs])
-    if not np.allclose(found, model.decision_function(inputs), atol=1e-4):
+    with quiet():
+        theirs = model.decision_function(inputs)
+    if not np.allclose(found, theirs, atol=1e-4):
         import sklearn
 
         raise UsageError(f"scikit-learn {sklearn.__version__} keeps its trees in a form that is not known here")
