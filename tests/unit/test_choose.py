@@ -16,7 +16,7 @@ from stepladder.evaluate.compare import Bench
 from stepladder.evaluate.reference import SEEN, overlap, reference_of
 from stepladder.features.paper import PaperFeatures
 from stepladder.policies.greedy import GreedyPolicy
-from stepladder.train import boost, choose, fit
+from stepladder.train import boost, choose, stack
 from stepladder.train.rows import fit_rows, folds, has_classes, sample
 
 
@@ -84,26 +84,33 @@ def test_estimates_are_out_of_fold(monkeypatch):
             return compare.as_estimates(np.full((1, 3), level), STAGES)[0]
 
     found = choose.out_of_fold(
-        lambda rows: ByHeart(row.text for row in rows), data, folds(data, 5, chance()), PaperFeatures()
+        lambda rows: ByHeart(each.text for each in rows.requests), data, folds(data, 5, chance()), PaperFeatures()
     )
     assert not found.any()
     assert len(known) == 5
 
 
 def test_auto_takes_the_lowest_log_loss_and_remembers(monkeypatch):
-    monkeypatch.setattr(choose, "PENALTIES", (0.3, 3.0))
     monkeypatch.setattr(choose, "COMPARED", 100)
-    monkeypatch.setattr(fit, "MAX_ITER", 10)
     monkeypatch.setattr(boost, "TREES", 20)
+    monkeypatch.setattr(stack, "TREES", 20)
     data, told = make_aligned(160), []
     found = choose.train(data, "auto", predictor_of, PaperFeatures(), seed=1, tick=told.append)
     names = [trial.name for trial in found.trials]
-    assert names == ["stage means", "matrix, learned", "mlp", "logistic, C = 0.3", "logistic, C = 3", "gbdt"]
+    assert names == [
+        "stage means",
+        "knn",
+        "matrix, learned",
+        "logistic, C = 0.1",
+        "logistic, C = 1",
+        "gbdt",
+        "stack",
+    ]
     losses = {trial.name: trial.scores["logloss"] for trial in found.trials[1:]}
     assert found.chosen == min(losses, key=losses.__getitem__)
     assert losses[found.chosen] < found.trials[0].scores["logloss"]
     assert found.compared == 100
-    assert "mlp: 5 folds of 100 queries" in told
+    assert "gbdt: 5 folds of 100 queries" in told
     artifact = found.artifact
     assert artifact.metrics["train.queries:made"] == 160
     assert artifact.metrics["logloss_out_of_fold"] == losses[found.chosen]

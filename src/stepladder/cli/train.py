@@ -12,14 +12,17 @@ from rich.table import Table
 
 from stepladder import plugins
 from stepladder.cli import outcomes_options as options
-from stepladder.contracts import Predictor
+from stepladder.cli.evaluate import policies_of
+from stepladder.contracts import Policy, Predictor
 from stepladder.errors import UsageError
 from stepladder.evaluate.aligned import Aligned
 from stepladder.predictors.artifact import Artifact, save
-from stepladder.train.choose import Trained
+from stepladder.train.choose import KINDS, Trained
 from stepladder.train.choose import train as fit
 
-PREDICTORS = ("auto", "gbdt", "logistic", "matrix", "mlp")
+PREDICTORS = ("auto", *KINDS)
+ALONG = ("cascade", "pandora")
+"""Policies that look at answers, for which operating points are chosen where they are installed."""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,6 +51,7 @@ def run(args: argparse.Namespace) -> int:
         predictor_of,
         featurizer,
         quality_loss=loss,
+        policies=_along(len(data.stages)),
         seed=options.seed(args),
         tick=lambda told: _tell(f"fitting {told} …"),
     )
@@ -57,6 +61,11 @@ def run(args: argparse.Namespace) -> int:
     _show(trained, data, loss)
     sys.stdout.write(f"written: {path}\n")
     return 0
+
+
+def _along(stages: int) -> dict[str, Policy]:
+    installed = ("cascade", *plugins.names("policies"))
+    return policies_of([name for name in ALONG if name in installed], stages)
 
 
 def predictor_of(artifact: Artifact) -> Predictor:
@@ -80,6 +89,8 @@ def _show(trained: Trained, data: Aligned, loss: float) -> None:
         chosen = trial.name == trained.chosen
         table.add_row(trial.name, *figures, "◀ fitted" if chosen else "", style="bold" if chosen else None)
     console.print(table)
+    for note in trained.notes:
+        console.print(f"· {note}", highlight=False, soft_wrap=True)
     console.print(f"{len(data)} queries, {data.dropped} left out for want of a stage", highlight=False, soft_wrap=True)
     console.print(_operating_point(trained, data, loss), highlight=False, soft_wrap=True)
 

@@ -21,7 +21,6 @@ from stepladder.reproduce import arms, fits, paper, predicted
 from stepladder.reproduce.arms import Arms, Reading
 from stepladder.reproduce.fits import Fitted, Makers
 from stepladder.train.choose import FOLDS
-from stepladder.train.fit import Row
 from stepladder.types import Estimates
 
 SCHEMA = 1
@@ -375,8 +374,8 @@ def _predictors(
     trained, asked_of = data.classes
 
     def of_stand_in(fitted: Fitted) -> dict[str, Any] | None:
-        def learn(rows: Sequence[Row]) -> list[Estimates]:
-            return fits.estimates_of(fits.refit(fitted, data.train, rows, plan.seed), makers, data.judged)
+        def learn(rows: Aligned) -> list[Estimates]:
+            return fits.estimates_of(fits.refit(fitted, rows, plan.seed), makers, data.judged)
 
         return predicted.stand_in_predicted(data.train, data.judged, asked_of, learn)
 

@@ -9,7 +9,6 @@ from typing import Any, Literal
 import numpy as np
 
 from stepladder.contracts import Featurizer
-from stepladder.errors import UsageError
 from stepladder.evaluate import compare
 from stepladder.evaluate.aligned import Aligned
 from stepladder.evaluate.metrics import Matrix
@@ -19,8 +18,6 @@ from stepladder.predictors.artifact import Artifact
 from stepladder.reproduce.arms import Reading, Router, priced
 from stepladder.train import choose
 from stepladder.train.choose import Make, Trained
-from stepladder.train.fit import Row
-from stepladder.train.rows import has_classes, sample
 from stepladder.types import EMPTY, Estimates
 
 PAPERS, OURS, BY_CLASS, BY_FAMILY = "adaptive:paper-mlp", "adaptive:ours", "class-router", "family-router"
@@ -73,18 +70,13 @@ def fit(
         seed=seed,
         tick=lambda told: tick(f"{name}: {told}"),
     )
-    some = sample(data, choose.COMPARED, np.random.default_rng(seed))
     held = next(trial.estimates for trial in trained.trials if trial.name == trained.chosen)
-    if held.shape != some.quality.shape:
-        raise UsageError(f"'{name}' was compared on {len(held)} queries, not on the {len(some)} that were drawn")
-    return Fitted(name, kind, trained, some, held)
+    return Fitted(name, kind, trained, trained.some, held)
 
 
-def refit(fitted: Fitted, train: Aligned, rows: Sequence[Row], seed: int) -> Artifact:
-    """The same kind of predictor with the same settings, fitted to other rows of the same prompts."""
-    ways = choose.candidates(train, fitted.kind, classes=has_classes(fitted.some))
-    way = next(each.fit for each in ways if each.name == fitted.trained.chosen)
-    return way(rows, train.stages, seed)
+def refit(fitted: Fitted, rows: Aligned, seed: int) -> Artifact:
+    """The same kind of predictor with the same settings, fitted to other qualities of the same prompts."""
+    return fitted.trained.way.fit(rows, seed)
 
 
 def operating_point(fitted: Fitted, train: Aligned, reading: Reading, quality_loss: float) -> choose.Calibrated:

@@ -13,8 +13,7 @@ from stepladder.evaluate import metrics
 from stepladder.evaluate.aligned import Aligned
 from stepladder.evaluate.metrics import Matrix, Vector
 from stepladder.evaluate.scores import means
-from stepladder.train.fit import Grams, Row
-from stepladder.train.rows import fit_rows
+from stepladder.train.fit import Grams
 from stepladder.types import Estimates
 
 NEAREST = (1, 25)
@@ -108,7 +107,7 @@ def correlation(one: Vector, other: Vector) -> float:
     return float(np.corrcoef(one, other)[0, 1])
 
 
-Learn = Callable[[Sequence[Row]], list[Estimates]]
+Learn = Callable[[Aligned], list[Estimates]]
 """Rows to learn from → estimates of the judged queries."""
 
 
@@ -117,11 +116,10 @@ def stand_in_predicted(train: Aligned, judged: Aligned, classes: Sequence[str], 
     trained, asked = confidence(train), confidence(judged)
     if not (np.isfinite(trained).any(axis=0).all() and np.isfinite(asked).any()):
         return None
-    rows = [
-        replace(row, quality=float(value))
-        for row, value in zip(fit_rows(train), trained.ravel().tolist(), strict=True)
-        if np.isfinite(value)
-    ]
+    whole = np.flatnonzero(np.isfinite(trained).all(axis=1))
+    if not len(whole):
+        return None
+    rows = replace(train.take(whole), quality=trained[whole])
     return scores(asked, means(learn(rows), judged.stages), classes, judged.stages)
 
 

@@ -17,6 +17,7 @@ from stepladder.evaluate.reference import Reference
 from stepladder.evaluate.scores import Posterior, estimate
 from stepladder.train.fit import Row
 from stepladder.train.rows import Numbers, fit_rows
+from stepladder.train.stack import Crossed
 from stepladder.types import EMPTY, Attempt, Estimates
 
 LAMBDAS = 512
@@ -104,6 +105,23 @@ def cross_fit(
         return posteriors[int(fold_of[number])](number, attempts)
 
     return CrossFitted([before[number] for number in range(len(data))], after)
+
+
+def crossed_fit(crossed: Crossed, numbers: Numbers) -> CrossFitted:
+    """What a stack says of the queries at these places of its own rows, without another fit.
+
+    Each has one recorded answer a stage, so every set of stages is asked about once and then remembered.
+    """
+    places = numbers.tolist()
+    known: dict[tuple[int, frozenset[str]], Estimates] = {}
+
+    def after(number: int, attempts: tuple[Attempt, ...]) -> Estimates:
+        key = number, frozenset(attempt.stage for attempt in attempts)
+        if key not in known:
+            known[key] = crossed.estimates(places[number], attempts)
+        return known[key]
+
+    return CrossFitted([crossed.estimates(place) for place in places], after)
 
 
 def points_along(

@@ -49,9 +49,14 @@ def folds(data: Aligned, count: int, rng: np.random.Generator) -> Numbers:
 
 def sample(data: Aligned, most: int, rng: np.random.Generator) -> Aligned:
     """About ``most`` queries, whole groups drawn by chance; all of them where there are no more."""
+    return data if len(data) <= most else data.take(drawn(data, most, rng))
+
+
+def drawn(data: Aligned, most: int, rng: np.random.Generator) -> Numbers:
+    """The places of the queries of a ``sample``, rising."""
     if len(data) <= most:
-        return data
+        return np.arange(len(data))
     sizes = np.bincount(data.groups)
     order = rng.permutation(len(sizes))
     taken = order[: int(np.searchsorted(np.cumsum(sizes[order]), most, side="right"))]
-    return data.take(np.isin(data.groups, taken))
+    return np.flatnonzero(np.isin(data.groups, taken))
