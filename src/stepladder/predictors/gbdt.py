@@ -121,6 +121,16 @@ class Trees:
         found: NDArray[np.float64] = np.add.reduceat(self._value.take(at), self._starts)
         return found
 
+    def sums_of(self, rows: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Of trees that all stages share: the sum of the leaves that each row (m, columns) falls into, (m,)."""
+        child = np.where(rows.take(self._column, axis=1) <= self._threshold, self._left, self._right)
+        child += np.arange(0, child.size, child.shape[1]).reshape(-1, 1)
+        flat, at = child.reshape(-1), self._roots + np.arange(0, child.size, child.shape[1]).reshape(-1, 1)
+        for _ in range(self._depth):
+            at = flat.take(at)
+        found: NDArray[np.float64] = self._value.take(at % child.shape[1]).sum(axis=1)
+        return found
+
 
 def _shaped(arrays: Mapping[str, Any], name: str, shape: tuple[int, ...]) -> NDArray[np.float64]:
     array = array_of(arrays, name, len(shape))

@@ -59,7 +59,8 @@ MORE_SIGNALS = (
 """Further columns, for artifacts that name them: the lowest log probability of a token, and the mean of the last TAIL;
 the share of characters that are digits; of lines, or of four words in a row, that came before; of the answer's words
 that stand in the prompt; whether its Python can be parsed; the share of further choices (``n``) with the same final
-answer; the place in the alphabet of a final answer that is one letter (0 where it is none); and for every higher stage a column that says whether its final answer is the same."""
+answer; the place in the alphabet of a final answer that is one letter (0 where it is none); and for every higher stage
+a column that says whether its final answer is the same."""
 
 ALL_SIGNALS = (*SIGNALS, *MORE_SIGNALS)
 PAIRED = "agree_up"

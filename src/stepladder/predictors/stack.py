@@ -17,6 +17,7 @@ from stepladder.errors import ArtifactError
 from stepladder.predictors import history
 from stepladder.predictors.artifact import array_of, content_version, numbers_of
 from stepladder.predictors.gbdt import GBDTPredictor, Trees
+from stepladder.predictors.posterior import Correction
 from stepladder.predictors.reading import Reading
 from stepladder.types import Estimate, Estimates, Features
 
@@ -35,8 +36,8 @@ class StackPredictor:
     """Quality of stage i is calibrated(½·σ(trees) + ½·σ(regression)), both reading ``Reading.row`` of the text.
 
     Stacking (Wolpert, 1992) over linear scores, topics, neighbours and tasks; calibration is Platt's (1999) on
-    cross-fitted estimates. After an answer another pair of heads reads the same row, the logits before the answer, and
-    the columns of ``history``: the posterior.
+    cross-fitted estimates. The posterior after an answer is another head's, which reads the logits before any answer
+    and what the answers tell (``posterior.Correction``).
 
     ``arrays``: those of ``Reading``, of ``Head`` (and with AFTER before their names, for after an answer), and with
     FAST before their names those of a ``gbdt``. ``params``: ``spread`` and ``measured`` as for ``logistic``; ``told``
@@ -63,12 +64,12 @@ class StackPredictor:
     def _open(self, params: Mapping[str, Any], arrays: Mapping[str, Any]) -> None:
         count = len(self._stages)
         self._reading = Reading(arrays, count)
-        self._before = Head(arrays, params, "", count, self._reading.columns)
+        self._before = Head(arrays, params, "", count, self._reading.columns + count)
         self._after: Head | None = None
         if f"{AFTER}signals" in params:
             self._signals = history.known_signals(params[f"{AFTER}signals"], f"{AFTER}signals")
-            columns = self._reading.columns + count + len(history.names(count, self._signals))
-            self._after = Head(arrays, params, AFTER, count, columns)
+            self._correction = Correction(count, self._signals)
+            self._after = Head(arrays, params, AFTER, count, self._correction.columns)
 
     @property
     def reads(self) -> frozenset[str]:
@@ -84,10 +85,9 @@ class StackPredictor:
             found = self._fast.predict(features)
             means = [found[stage].mean for stage in self._stages]
         else:
-            row = self._reading.row(features.text)
-            means = self._before.means(row)
+            means = self._before.means(for_each_stage(self._reading.row(features.text), len(self._stages)))
             if self._after is not None and answered:
-                means = self._after.means(after_row(row, means, answered, self._signals))
+                means = self._after.means(self._correction.rows([logit(mean) for mean in means], answered))
         told = self._told[bool(answered)]
         return Estimates(
             {
@@ -101,11 +101,11 @@ class StackPredictor:
 
 
 class Head:
-    """Trees and a regression over a row of ``columns`` numbers.
+    """Trees that all stages share, and a regression of each, over rows of ``columns`` numbers, one row a stage.
 
     ``arrays``, after ``prefix``: ``middle`` and ``scale`` (columns,), by which columns are brought to one size;
-    ``line`` (columns, k) and ``line_bias`` (k,); ``base`` (k,) and the trees as for ``gbdt``; ``platt`` (k, 2), slope
-    and offset of the calibration on the logit scale.
+    ``line`` (columns, k) and ``line_bias`` (k,); ``base`` (1,) and the trees as for a ``gbdt`` of one stage; ``platt``
+    (k, 2), slope and offset of the calibration on the logit scale.
     """
 
     def __init__(
@@ -118,28 +118,25 @@ class Head:
             return array
 
         self._middle, self._scale = shaped("middle", columns), shaped("scale", columns)
-        self._line, self._bias = shaped("line", columns, stages), shaped("line_bias", stages)
-        self._base, self._platt = shaped("base", stages), shaped("platt", stages, 2).tolist()
-        self._trees = Trees(arrays, params.get(f"{prefix}depth"), stages, columns, prefix=prefix)
+        self._line, self._bias = np.ascontiguousarray(shaped("line", columns, stages).T), shaped("line_bias", stages)
+        self._base, self._platt = shaped("base", 1), shaped("platt", stages, 2).tolist()
+        self._trees = Trees(arrays, params.get(f"{prefix}depth"), 1, columns, prefix=prefix)
 
-    def means(self, row: NDArray[np.float64]) -> list[float]:
-        """Calibrated quality of every stage."""
-        return [calibrated(raw, *platt) for raw, platt in zip(self.raw(row), self._platt, strict=True)]
+    def means(self, rows: NDArray[np.float64]) -> list[float]:
+        """Calibrated quality of every stage; rows are (k, columns)."""
+        return [calibrated(raw, *platt) for raw, platt in zip(self.raw(rows), self._platt, strict=True)]
 
-    def raw(self, row: NDArray[np.float64]) -> list[float]:
+    def raw(self, rows: NDArray[np.float64]) -> list[float]:
         """Quality of every stage before calibration."""
-        scaled = (row - self._middle) * self._scale
-        lines = np.minimum(np.maximum(scaled, -CLIP), CLIP) @ self._line + self._bias
-        trees = self._base + self._trees.sums(row)
+        scaled = np.minimum(np.maximum((rows - self._middle) * self._scale, -CLIP), CLIP)
+        lines = np.einsum("ij,ij->i", scaled, self._line) + self._bias
+        trees = self._base + self._trees.sums_of(rows)
         return [(sigmoid(one) + sigmoid(other)) / 2 for one, other in zip(lines.tolist(), trees.tolist(), strict=True)]
 
 
-def after_row(
-    row: NDArray[np.float64], before: list[float], answered: Mapping[int, history.Signals], signals: tuple[str, ...]
-) -> NDArray[np.float64]:
-    """What heads for after an answer read."""
-    logits = [logit(mean) for mean in before]
-    return np.concatenate([row, logits, history.numbers(answered, len(before), signals)])
+def for_each_stage(row: NDArray[np.float64], stages: int) -> NDArray[np.float64]:
+    """(k, columns + k): the row once for each stage, and which stage it is."""
+    return np.hstack([np.tile(row, (stages, 1)), np.eye(stages)])
 
 
 def calibrated(mean: float, slope: float, offset: float) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -245,6 +246,48 @@ def grown(inputs: Matrix, quality: Matrix, seed: int, trees: int, tree: Tree) ->
     with quiet():
         model.fit(inputs[both], np.repeat([1, 0], (len(right), len(wrong))), sample_weight=told)
     return model
+
+
+class Grown(NamedTuple):
+    """Trees of one stage as scikit-learn grew them, or None where the quality of their rows does not vary."""
+
+    model: Any
+    mean: float
+
+    def first(self, count: int) -> Forest:
+        """The first so many of them."""
+        if self.model is None:
+            return _flat(float(np.log(self.mean / (1 - self.mean))))
+        whole = _exported(self.model)
+        return Forest(
+            whole.base,
+            whole.feature[:count],
+            whole.threshold[:count],
+            whole.left[:count],
+            whole.right[:count],
+            whole.value[:count],
+        )
+
+    def scores(self, inputs: Matrix, count: int) -> Matrix:
+        """Logits (m,) of the first so many trees."""
+        if self.model is None:
+            return np.full(len(inputs), float(np.log(self.mean / (1 - self.mean))))
+        found: Matrix = next(islice(self.model.staged_decision_function(inputs), count - 1, None)).reshape(-1)
+        return found
+
+
+Rows = tuple[Matrix, Matrix]
+"""Inputs (m, columns) and quality (m,)."""
+
+
+def staged(learned: Rows, held: Rows, trees: int, seed: int, tree: Tree) -> tuple[Grown, Matrix]:
+    """Trees, and the log-loss on held-out rows after each of them, (trees,)."""
+    model = grown(*learned, trees=trees, seed=seed, tree=tree)
+    mean = float(np.clip(learned[1].mean(), FEWEST, 1 - FEWEST))
+    if model is None or not len(held[0]):
+        return Grown(model, mean), np.zeros(trees)
+    losses = [log_loss(held[1], 1 / (1 + np.exp(-found))) for found in model.staged_decision_function(held[0])]
+    return Grown(model, mean), np.array(losses)
 
 
 def best_number(model: Any, inputs: Matrix, quality: Matrix) -> int:

@@ -17,9 +17,10 @@ from stepladder.evaluate.aligned import Aligned
 from stepladder.predictors import history
 from stepladder.predictors.artifact import Artifact
 from stepladder.predictors.history import Signals
-from stepladder.predictors.stack import AFTER, CLIP, Head, after_row, estimate_of, logit
+from stepladder.predictors.posterior import Correction
+from stepladder.predictors.stack import AFTER, CLIP, Head, estimate_of, for_each_stage, logit
 from stepladder.train.after import drawn_sets, stage_sets
-from stepladder.train.boost import Tree, best_number, depth, forest_of, grown, stacked
+from stepladder.train.boost import Forest, Tree, depth, forest_of, stacked, staged
 from stepladder.train.fit import quiet, sklearn_module
 from stepladder.train.lesson import Lesson, lesson_of
 from stepladder.train.reading import fit_reading
@@ -31,9 +32,10 @@ Numbers = NDArray[np.intp]
 FOLDS = 3
 """Heads are cross-fitted in so many parts, to be calibrated and to be judged."""
 
-TREE = Tree(leaves=15, leaf_rows=40, columns=0.4, rate=0.05, weighted=False)
+TREE = Tree(leaves=31, leaf_rows=80, columns=0.2, rate=0.05, weighted=False)
+AFTER_TREE = TREE._replace(leaves=15)
 TREES = 400
-PENALTY = 0.03
+PENALTY = 0.005
 """scikit-learn's C of the regression, whose columns have variance 1."""
 
 FEWEST = 60
@@ -44,6 +46,9 @@ MOST = 20_000
 
 MOST_AFTER = 40_000
 """Examples of sets of answers that heads for after an answer learn from, at the most."""
+
+FLAT = 1e-9
+"""A column whose standard deviation is below this says nothing."""
 
 HIDDEN = 0.5
 """Share of the examples without log probabilities: where the table has them, a server may still tell none."""
@@ -89,7 +94,8 @@ class Crossed:
     def means(self, place: int) -> list[float]:
         """The query's estimates before any answer."""
         if place not in self._means:
-            self._means[place] = self.before[int(self.fold_of[place])].means(self.rows[place])
+            rows = for_each_stage(self.rows[place], len(self.stages))
+            self._means[place] = self.before[int(self.fold_of[place])].means(rows)
         return self._means[place]
 
     def posterior(self, place: int, answered: Mapping[int, Signals]) -> list[float]:
@@ -97,7 +103,8 @@ class Crossed:
         means = self.means(place)
         if not self.after or not answered:
             return means
-        return self.after[int(self.fold_of[place])].means(after_row(self.rows[place], means, answered, self.signals))
+        rows = Correction(len(self.stages), self.signals).rows([logit(mean) for mean in means], answered)
+        return self.after[int(self.fold_of[place])].means(rows)
 
     def estimates(self, place: int, attempts: tuple[Attempt, ...] = ()) -> Estimates:
         """What the router would be told of the query after these attempts."""
@@ -128,7 +135,9 @@ def fit_stack(data: Aligned, seed: int = 0) -> Stacked:
     _check(lesson)
     read = fit_reading(lesson, seed)
     fold_of = (rng.permutation(int(lesson.groups.max()) + 1) % FOLDS)[lesson.groups]
-    before = _heads(read.rows, lesson.quality, fold_of, _Way("", TREE, seed))
+    inputs = np.stack([for_each_stage(row, len(data.stages)) for row in read.rows])
+    before = _heads(inputs, lesson.quality, fold_of, _Way("", TREE, seed))
+    del inputs  # k times as large as the rows
     spread = [_spread(quality) for quality in lesson.quality.T]
     crossed = Crossed(data.stages, chosen, read.rows, fold_of, before.crossed, (), (), lesson.texts, spread)
     arrays: dict[str, NDArray[Any]] = {**read.arrays, **before.arrays}
@@ -191,32 +200,70 @@ class _Heads(NamedTuple):
 
 
 def _heads(inputs: Matrix, quality: Matrix, fold_of: Numbers, way: _Way) -> _Heads:
-    """Heads over ``inputs`` (m, c), of every stage."""
-    prefix, tree, seed = way
-    stages = range(quality.shape[1])
-    middle, scale = inputs.mean(axis=0), 1 / np.maximum(inputs.std(axis=0), 1e-9)
-    scale[inputs.std(axis=0) < 1e-9] = 0.0
+    """Heads over ``inputs`` (m, k, c) for ``quality`` (m, k); ``fold_of`` is (m,)."""
+    many, stages, columns = inputs.shape
+    flat = inputs.reshape(-1, columns)
+    middle, spread = flat.mean(axis=0), flat.std(axis=0)
+    scale = np.where(spread > FLAT, 1 / np.maximum(spread, FLAT), 0.0)
     scaled = np.clip((inputs - middle) * scale, -CLIP, CLIP)
-    counts = [_best_count(inputs, quality[:, stage], fold_of, seed, tree) for stage in stages]
-
-    def fit(some: Numbers, platt: Matrix) -> dict[str, NDArray[Any]]:
-        forests = [forest_of(inputs[some], quality[some, stage], counts[stage], seed, tree) for stage in stages]
-        lines = [_line(scaled[some], quality[some, stage]) for stage in stages]
-        line = np.stack(lines, axis=1)
-        found = {"middle": middle, "scale": scale, "line": line[:-1], "line_bias": line[-1], "platt": platt}
-        return {prefix + name: array for name, array in {**found, **stacked(forests)}.items()}
-
-    plain = np.tile([1.0, 0.0], (len(stages), 1))
-    parts = [fit(np.flatnonzero(fold_of != fold), plain) for fold in range(FOLDS)]
+    count, trees = _crossed_trees(inputs, quality, fold_of, way)
+    rests = [np.flatnonzero(fold_of != fold) for fold in range(FOLDS)]
+    lines = [[_line(scaled[rest, stage], quality[rest, stage]) for stage in range(stages)] for rest in rests]
     raw = np.zeros_like(quality)
-    for fold, part in enumerate(parts):
-        head = _head(part, prefix, inputs.shape[1], len(stages))
-        for place in np.flatnonzero(fold_of == fold).tolist():
-            raw[place] = head.raw(inputs[place])
-    platt = np.array([_platt(raw[:, stage], quality[:, stage]) for stage in stages])
-    arrays = fit(np.arange(len(inputs)), platt)
-    crossed = tuple(_head({**part, f"{prefix}platt": platt}, prefix, inputs.shape[1], len(stages)) for part in parts)
-    return _Heads(arrays, depth(_bare(arrays, prefix)), sum(counts), len(inputs), crossed)
+    for fold, of_stages in enumerate(lines):
+        held = fold_of == fold
+        for stage, line in enumerate(of_stages):
+            told = scaled[held, stage] @ line[:-1] + line[-1]
+            raw[held, stage] = (_sigmoids(told) + _sigmoids(trees.scores[held, stage])) / 2
+    platt = np.array([_platt(raw[:, stage], quality[:, stage]) for stage in range(stages)])
+    whole = np.arange(many)
+    forest = _forest(inputs, quality, whole, count, way)
+    own = [_line(scaled[:, stage], quality[:, stage]) for stage in range(stages)]
+
+    def arrays(one: Forest, of_stages: Sequence[Matrix]) -> dict[str, NDArray[Any]]:
+        line = np.stack(of_stages, axis=1)
+        found = {"middle": middle, "scale": scale, "line": line[:-1], "line_bias": line[-1], "platt": platt}
+        return {way.prefix + name: array for name, array in {**found, **stacked([one])}.items()}
+
+    crossed = tuple(
+        _head(arrays(one, of_stages), way.prefix, columns, stages)
+        for one, of_stages in zip(trees.forests, lines, strict=True)
+    )
+    final = arrays(forest, own)
+    return _Heads(final, depth(_bare(final, way.prefix)), count, many * stages, crossed)
+
+
+class _CrossedTrees(NamedTuple):
+    """A forest of every fold, grown on the others, and its ``scores`` (m, k) of the fold itself."""
+
+    forests: Sequence[Forest]
+    scores: Matrix
+
+
+def _crossed_trees(inputs: Matrix, quality: Matrix, fold_of: Numbers, way: _Way) -> tuple[int, _CrossedTrees]:
+    """How many trees have the lowest log-loss over all folds, and those trees."""
+    rests = [np.flatnonzero(fold_of != fold) for fold in range(FOLDS)]
+    helds = [np.flatnonzero(fold_of == fold) for fold in range(FOLDS)]
+    losses = np.zeros(TREES)
+    grown_of = []
+    for rest, held in zip(rests, helds, strict=True):
+        model, scores = staged(_rows(inputs, quality, rest), _rows(inputs, quality, held), TREES, way.seed, way.tree)
+        losses += scores
+        grown_of.append(model)
+    count = int(np.argmin(losses)) + 1
+    forests = [model.first(count) for model in grown_of]
+    found = np.zeros_like(quality)
+    for forest, held in zip(grown_of, helds, strict=True):
+        found[held] = forest.scores(inputs[held].reshape(-1, inputs.shape[2]), count).reshape(len(held), -1)
+    return count, _CrossedTrees(forests, found)
+
+
+def _rows(inputs: Matrix, quality: Matrix, some: Numbers) -> tuple[Matrix, Matrix]:
+    return inputs[some].reshape(-1, inputs.shape[2]), quality[some].reshape(-1)
+
+
+def _forest(inputs: Matrix, quality: Matrix, some: Numbers, count: int, way: _Way) -> Forest:
+    return forest_of(*_rows(inputs, quality, some), count, way.seed, way.tree)
 
 
 def _head(arrays: Mapping[str, NDArray[Any]], prefix: str, columns: int, stages: int) -> Head:
@@ -227,26 +274,24 @@ def _bare(arrays: Mapping[str, NDArray[Any]], prefix: str) -> dict[str, NDArray[
     return {name: arrays[prefix + name] for name in ("left", "right")}
 
 
-def _best_count(inputs: Matrix, quality: Matrix, fold_of: Numbers, seed: int, tree: Tree) -> int:
-    """The number of trees with the lowest log-loss on the first fold."""
-    held = fold_of == 0
-    model = grown(inputs[~held], quality[~held], seed, TREES, tree)
-    return best_number(model, inputs[held], quality[held])
+def _sigmoids(values: Matrix) -> Matrix:
+    found: Matrix = 1 / (1 + np.exp(-np.clip(values, -30.0, 30.0)))
+    return found
 
 
 def _line(scaled: Matrix, quality: Matrix) -> Matrix:
     """Weights, and at the end the bias, of a logistic regression."""
     right, wrong = np.flatnonzero(quality > 0), np.flatnonzero(quality < 1)
     if not len(right) or not len(wrong):
-        return np.r_[np.zeros(scaled.shape[1]), logit(float(quality.mean()))]
-    model = sklearn_module("sklearn.linear_model").LogisticRegression(C=PENALTY, max_iter=300)
+        return np.append(np.zeros(scaled.shape[1]), logit(float(quality.mean())))
+    model: Any = sklearn_module("sklearn.linear_model").LogisticRegression(C=PENALTY, max_iter=300)
     with quiet():
         model.fit(
             scaled[np.r_[right, wrong]],
             np.repeat([1, 0], (len(right), len(wrong))),
             sample_weight=np.r_[quality[right], 1 - quality[wrong]],
         )
-    found: Matrix = np.r_[model.coef_[0], model.intercept_[0]]
+    found: Matrix = np.concatenate((model.coef_[0], model.intercept_))
     return found
 
 
@@ -293,14 +338,15 @@ def _fit_after(crossed: Crossed, lesson: Lesson, answers: Answers, seed: int, rn
     read = [_read(line, crossed.signals, text) for line, text in zip(answers, lesson.texts, strict=True)]
     queries, sets = drawn_sets(len(read), stage_sets(stages, rng), rng, most=MOST_AFTER)
     hidden = rng.random(len(queries)) < HIDDEN
+    correction = Correction(stages, crossed.signals)
     rows = []
     for place, stages_of, hide in zip(queries.tolist(), sets, hidden.tolist(), strict=True):
         found = {stage: read[place][stage] for stage in stages_of}
         if hide:
             found = {stage: history.without_logprobs(told) for stage, told in found.items()}
-        rows.append(after_row(crossed.rows[place], crossed.means(place), found, crossed.signals))
-    tree = TREE._replace(leaf_rows=TREE.leaf_rows * 2)
-    heads = _heads(np.array(rows), lesson.quality[queries], crossed.fold_of[queries], _Way(AFTER, tree, seed))
+        rows.append(correction.rows([logit(mean) for mean in crossed.means(place)], found))
+    way = _Way(AFTER, AFTER_TREE, seed)
+    heads = _heads(np.stack(rows), lesson.quality[queries], crossed.fold_of[queries], way)
     crossed.after = heads.crossed
     return heads
 
