@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -177,6 +178,21 @@ def _wrong_policy_stages(
         yield from _wrong_policy_stages(settings, (*path, "base"), inner.get("name"), inner)
 
 
+def profiled(artifact: Artifact, profile: str | None, what: str) -> Artifact:
+    """The artifact of a ``stack`` that serves this profile; itself where None, or its own, is asked for.
+
+    Raises ArtifactError that names ``what`` for an artifact of another kind: it has no profiles.
+    """
+    if profile is None:
+        return artifact
+    if artifact.kind != "stack":
+        told = f"but only a 'stack' has profiles, and the artifact holds a '{artifact.kind}' predictor: leave it out"
+        raise ArtifactError(f"{what} is '{profile}', {told}")
+    if profile == artifact.params.get("profile", "full"):
+        return artifact
+    return replace(artifact, params={**artifact.params, "profile": profile})
+
+
 # ── parts ────────────────────────────────────────────────────────────────────
 
 
@@ -202,7 +218,10 @@ def _weights(settings: StageSettings, folder: Path) -> str:
 
 
 def _artifact(settings: Settings) -> Artifact | None:
+    profile = settings.predictor.profile
     if settings.predictor.artifact is None:
+        if profile is not None:
+            raise ArtifactError(f"predictor.profile is '{profile}', but without an artifact there are no profiles")
         return None
     from stepladder.predictors.artifact import load as load_artifact
 
@@ -211,7 +230,7 @@ def _artifact(settings: Settings) -> Artifact | None:
     if named is not None and named != artifact.kind:
         raise ArtifactError(f"predictor.name is '{named}', but the artifact holds a '{artifact.kind}' predictor")
     artifact.check_stages(tuple(stage.name for stage in settings.stages))
-    return artifact
+    return profiled(artifact, profile, "predictor.profile")
 
 
 def _featurizer(settings: Settings, artifact: Artifact | None) -> Featurizer:

@@ -129,6 +129,8 @@ class PredictorSettings(_Frozen):
     """Must agree with the artifact; without one only `prior` makes sense."""
     features: str | None = None
     """Must agree with the artifact; default `paper`."""
+    profile: Literal["full", "fast"] | None = None
+    """Of a `stack`: `full`, or `fast`, which decides several times sooner and knows less; default: the artifact's."""
 
 
 class CostSettings(_Frozen):

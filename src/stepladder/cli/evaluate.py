@@ -6,12 +6,14 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from rich.table import Table
 
 from stepladder import plugins
+from stepladder.build import profiled
 from stepladder.cli import outcomes_options as options
 from stepladder.contracts import Policy
 from stepladder.errors import UsageError
@@ -19,9 +21,10 @@ from stepladder.evaluate import html, markdown, operating, tables
 from stepladder.evaluate.aligned import Aligned, Pricing, align
 from stepladder.evaluate.outcomes import OutcomeRow, read
 from stepladder.evaluate.reference import SEEN, Reference, from_metrics, overlap, reference_of, seen, suited
-from stepladder.evaluate.report import POLICIES, Subject, report
+from stepladder.evaluate.report import POLICIES, Beside, Subject, report
 from stepladder.evaluate.scores import Posterior, estimate
 from stepladder.predictors.artifact import Artifact, load
+from stepladder.predictors.stack import Profile
 
 FURTHER = ("pandora", "cascade-route", "optimal")
 """Policies that are played besides POLICIES where they are installed."""
@@ -39,6 +42,11 @@ UNPRINTED = ("Baselines",)
 def arguments(parser: argparse.ArgumentParser) -> None:
     options.add_table(parser, split="validation", stages_required=False)
     parser.add_argument("--artifact", required=True, metavar="DIR", help="what 'stepladder train' wrote")
+    parser.add_argument(
+        "--profile",
+        choices=get_args(Profile),
+        help="the profile of a stack that is played (default: the artifact's; with full, fast is judged beside it)",
+    )
     parser.add_argument(
         "--train-split",
         default="train",
@@ -66,7 +74,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.resamples < 1:
         raise UsageError(f"--resamples: {args.resamples} should be at least 1")
-    artifact = load(args.artifact)
+    artifact = profiled(load(args.artifact), args.profile, "--profile")
     policies = policies_of(options.words(args.policies, "--policies"), len(artifact.stages))
     models = models_of(args, artifact)
     rows, priced = read(args.outcomes), options.pricing(args, models)
@@ -74,6 +82,7 @@ def run(args: argparse.Namespace) -> int:
     data, known = unseen(data, artifact, allow=args.allow_overlap)
     train, notes = _train(args, artifact, data, (rows, models, priced))
     subject, more = subject_of(artifact, data, train, options.seed(args))
+    subject = replace(subject, profile=profile_of(artifact), fast=_fast(artifact, data))
     found = report(subject, policies=policies, times=args.resamples)
     found = {**_about(args, artifact, models, known), **found, "notes": [*notes, *more, *found["notes"]]}
     _write(found, args)
@@ -154,23 +163,41 @@ def subject_of(
 ) -> tuple[Subject, list[str]]:
     """The artifact's estimates of these rows, made ready to be played, and what there is to say of them."""
     reference, notes = _reference(artifact, data)
-    predictor = plugins.load("predictors", artifact.kind)(artifact.stages, artifact.params, artifact.arrays)
-    featurizer = plugins.load("features", artifact.features)()
+    said = _said(artifact, data)
     suits = artifact.cost_unit == data.cost_unit
     points = operating.all_of(artifact.metrics) if suits else {}
     if not points:
         notes.append("no operating points chosen on training rows stand in the artifact for these costs")
     subject = Subject(
         data,
-        estimate(predictor, featurizer, data.requests),
+        said.estimates,
         reference,
-        after=Posterior(predictor, featurizer, data.requests),
+        after=said.after,
         train=train,
         lam=artifact.lambda_ if suits else None,
         points=points,
         seed=seed,
     )
     return subject, notes
+
+
+def profile_of(artifact: Artifact) -> str | None:
+    """The profile of a stack that serves; None for what has no profiles."""
+    return str(artifact.params.get("profile", "full")) if artifact.kind == "stack" else None
+
+
+def _fast(artifact: Artifact, data: Aligned) -> Beside | None:
+    """What the profile ``fast`` says, where the artifact serves ``full`` and has both."""
+    if profile_of(artifact) != "full" or "fast" not in artifact.params:
+        return None
+    return _said(profiled(artifact, "fast", "--profile"), data)
+
+
+def _said(artifact: Artifact, data: Aligned) -> Beside:
+    """Estimates before and after answers, through the parts that serve."""
+    predictor = plugins.load("predictors", artifact.kind)(artifact.stages, artifact.params, artifact.arrays)
+    featurizer = plugins.load("features", artifact.features)()
+    return Beside(estimate(predictor, featurizer, data.requests), Posterior(predictor, featurizer, data.requests))
 
 
 def _reference(artifact: Artifact, data: Aligned) -> tuple[Reference, list[str]]:

@@ -7,20 +7,24 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 from rich.table import Table
 
 from stepladder import plugins
+from stepladder.build import profiled
 from stepladder.cli import outcomes_options as options
 from stepladder.cli.evaluate import policies_of
 from stepladder.contracts import Policy, Predictor
 from stepladder.errors import UsageError
 from stepladder.evaluate.aligned import Aligned
 from stepladder.predictors.artifact import Artifact, save
+from stepladder.predictors.stack import Profile
 from stepladder.train.choose import KINDS, Trained
 from stepladder.train.choose import train as fit
 
 PREDICTORS = ("auto", *KINDS)
+PROFILES = get_args(Profile)
 ALONG = ("cascade", "pandora")
 """Policies that look at answers, for which operating points are chosen where they are installed."""
 
@@ -29,6 +33,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     options.add_table(parser, split="train", stages_required=True)
     parser.add_argument("--names", metavar="A,B,C", help="the ladder's names for these stages (default: the models')")
     parser.add_argument("--predictor", choices=PREDICTORS, default="auto", help="what to fit (default: auto)")
+    parser.add_argument(
+        "--profile",
+        choices=PROFILES,
+        help="which profile of a stack serves where ladder.toml names none (default: full, which λ is calibrated for)",
+    )
     parser.add_argument(
         "--quality-loss",
         default="0.01",
@@ -41,6 +50,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     loss = options.share(args.quality_loss, "--quality-loss")
+    if args.profile is not None and args.predictor not in ("auto", "stack"):
+        raise UsageError(f"--profile: only a stack has profiles, not '{args.predictor}': leave it out")
     if Path(args.out).exists() and not Path(args.out).is_dir():
         raise UsageError(f"--out: {args.out} is a file; name a folder, which is made where it is not there")
     data = options.read_table(args, options.words(args.stages, "--stages"), options.words(args.names, "--names"))
@@ -57,8 +68,13 @@ def run(args: argparse.Namespace) -> int:
     )
     note = f"{args.outcomes}, split {args.split}: {args.stages}"
     created = time.strftime("%Y-%m-%d", time.gmtime())
-    path = save(replace(trained.artifact, created=created, note=note), args.out)
+    artifact = trained.artifact
+    if artifact.kind == "stack":
+        artifact = profiled(artifact, args.profile, "--profile")
+    path = save(replace(artifact, created=created, note=note), args.out)
     _show(trained, data, loss)
+    if args.profile is not None and artifact.kind != "stack":
+        sys.stdout.write(f"--profile {args.profile}: what was chosen is no stack and has no profiles\n")
     sys.stdout.write(f"written: {path}\n")
     return 0
 

@@ -101,8 +101,9 @@ def _deferral(figure: Any, found: Mapping[str, Any]) -> None:
 
 def _reliability(figure: Any, found: Mapping[str, Any]) -> None:
     """Mean quality over mean estimate, by bins of equally many, for each stage."""
-    panels = figure.subplots(1, len(found["predictor"]), squeeze=False)[0]
-    for axes, (when, figures) in zip(panels, found["predictor"].items(), strict=True):
+    judged = {when: figures for when, figures in found["predictor"].items() if when in WHEN}
+    panels = figure.subplots(1, len(judged), squeeze=False)[0]
+    for axes, (when, figures) in zip(panels, judged.items(), strict=True):
         axes.plot((0, 1), (0, 1), "k--", linewidth=0.8)
         for line in figures["per_stage"]:
             bins = line["reliability"]

@@ -46,6 +46,13 @@ HINDSIGHT = (
 )
 
 
+class Beside(NamedTuple):
+    """Another predictor's estimates of the same queries, and what gives those after answers."""
+
+    estimates: Sequence[Estimates]
+    after: After | None = None
+
+
 @dataclass(frozen=True, eq=False)
 class Subject:
     """What is judged: estimates (one for each query of ``data``), and what training rows say.
@@ -53,7 +60,8 @@ class Subject:
     ``after`` gives the estimates after answers. ``reference`` are the means of training rows, from which expected costs
     and the grid of λ follow; ``train`` are those rows themselves, for baselines that learn (None where they are not at
     hand). ``lam`` is a calibrated operating point to be played as well, ``points`` are the operating points of each
-    policy (``operating.Point`` by policy and kind).
+    policy (``operating.Point`` by policy and kind). ``profile`` is the predictor's, where it has any; ``fast`` is what
+    its profile of that name says, judged beside it where it is given.
     """
 
     data: Aligned
@@ -64,6 +72,8 @@ class Subject:
     lam: float | None = None
     points: Mapping[str, Mapping[str, Point]] = field(default_factory=lambda: EMPTY)
     seed: int = 0
+    profile: str | None = None
+    fast: Beside | None = None
 
     @cached_property
     def bench(self) -> Bench:
@@ -122,7 +132,8 @@ def report(subject: Subject, *, policies: Mapping[str, Policy] = POLICIES, times
             **_facts(data, subject.reference),
             "lambda_grid": subject.grid.tolist(),
             "lambda_calibrated": subject.lam,
-            "predictor": _predictor(subject, judged),
+            "predictor": _predictor(subject, judged, subject.profile),
+            **_beside(subject),
             "ceilings": ceilings(data),
             "clusters": _clusters(subject, judged, space, notes),
             "policies": _entries(subject, [each for family in ours for each in family.played], times),
@@ -164,12 +175,22 @@ def _facts(data: Aligned, reference: Reference) -> dict[str, Any]:
 # ── the predictor ────────────────────────────────────────────────────────────
 
 
-def _predictor(subject: Subject, judged: Mapping[str, Matrix]) -> dict[str, Any]:
+def _predictor(subject: Subject, judged: Mapping[str, Matrix], profile: str | None) -> dict[str, Any]:
     data = subject.data
-    return {
+    return ({} if profile is None else {"profile": profile}) | {
         when: predictor_report(data.quality, estimated, data.stages, subject.chance, classes=_classes(data))
         for when, estimated in judged.items()
     }
+
+
+def _beside(subject: Subject) -> dict[str, Any]:
+    """``predictor_fast``: the profile ``fast`` judged as the predictor is."""
+    if subject.fast is None:
+        return {}
+    said, after = subject.fast
+    climbed = None if after is None else _climbed(subject.bench, said, after)
+    judged = {"before": means(said, subject.data.stages)} | ({} if climbed is None else {"after": climbed.own})
+    return {"predictor_fast": _predictor(subject, judged, "fast")}
 
 
 def _clusters(

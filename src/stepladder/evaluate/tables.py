@@ -27,7 +27,8 @@ class Table(NamedTuple):
 def tables(found: Mapping[str, Any]) -> list[Table]:
     """All tables of a judgement (``report.report`` with the verb's facts), those that would be empty left out."""
     every = [
-        *(_predictor(WHEN[when], figures) for when, figures in found["predictor"].items()),
+        *_predicted(found["predictor"]),
+        *_predicted(found.get("predictor_fast", {}), ", profile fast"),
         _ceilings(found["ceilings"]),
         _clusters(found["clusters"]),
         _policies(found),
@@ -75,6 +76,10 @@ def span(pair: Sequence[float | None]) -> str:
 
 
 # ── the predictor ────────────────────────────────────────────────────────────
+
+
+def _predicted(found: Mapping[str, Any], which: str = "") -> list[Table]:
+    return [_predictor(f"{told}{which}", found[when]) for when, told in WHEN.items() if when in found]
 
 
 def _predictor(when: str, figures: Mapping[str, Any]) -> Table:

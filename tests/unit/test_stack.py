@@ -1,0 +1,181 @@
+"""Stacks: what they learn, what they do not, what they leak of a query's own outcome, and what they refuse."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from stack_tables import SIGNALS, SMALL, both_profiles, fitted, noise, small, small_stack, telling
+from stepladder.errors import ArtifactError, UsageError
+from stepladder.evaluate import metrics
+from stepladder.evaluate.compare import Bench
+from stepladder.evaluate.metrics import Matrix
+from stepladder.evaluate.scores import Posterior, estimate, means
+from stepladder.features.paper import PaperFeatures
+from stepladder.predictors.stack import AFTER, FAST, StackPredictor
+from stepladder.testing import check_predictor
+from stepladder.train.stack import FEWEST, Stacked
+
+
+def before(stacked: Stacked) -> Matrix:
+    return np.array([stacked.crossed.means(place) for place in range(len(stacked.crossed.numbers))])
+
+
+@pytest.fixture(scope="module")
+def learned() -> Stacked:
+    return fitted(telling(), trees=60)
+
+
+# ── what is learned ──────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("signal", ["word", "task", "kin"])
+def test_what_a_text_tells_is_learned(learned, signal):
+    at = SIGNALS.index(signal)
+    assert metrics.r2(telling().quality[:, at], before(learned)[:, at]) > 0.6
+
+
+def test_what_an_answer_tells_is_learned(learned):
+    data, at = telling(), SIGNALS.index("answer")
+    attempts = Bench(data, data.cost).attempts
+    said = [learned.crossed.estimates(n, (attempts[n][at],)).stages["answer"].mean for n in range(len(data))]
+    truth = data.quality[:, at]
+    assert metrics.r2(truth, before(learned)[:, at]) < 0.1
+    assert metrics.r2(truth, np.array(said)) > 0.8
+    promised = StackPredictor(SIGNALS, learned.params, learned.arrays)
+    told = promised.predict(PaperFeatures().features(data.requests[0])).stages
+    assert told["answer"].told > 3 * told["word"].told
+
+
+def test_it_knows_new_prompts_too(learned):
+    new = telling(200, seed=7)
+    predictor = StackPredictor(SIGNALS, learned.params, learned.arrays)
+    said = means(estimate(predictor, PaperFeatures(), new.requests), SIGNALS)
+    for signal in ("word", "task"):  # kinds of prompts are drawn anew with the seed
+        at = SIGNALS.index(signal)
+        assert metrics.r2(new.quality[:, at], said[:, at]) > 0.6
+
+
+def test_of_noise_it_makes_the_means():
+    data = noise()
+    stacked = fitted(data)
+    by_means = np.tile(data.quality.mean(axis=0), (len(data), 1))
+    assert metrics.log_loss(data.quality, before(stacked)) < 1.02 * metrics.log_loss(data.quality, by_means)
+    new = noise(300, seed=9)
+    said = means(estimate(StackPredictor(SMALL, stacked.params, stacked.arrays), PaperFeatures(), new.requests), SMALL)
+    there = np.tile(by_means[0], (len(new), 1))
+    assert metrics.log_loss(new.quality, said) < 1.02 * metrics.log_loss(new.quality, there)
+
+
+# ── what leaks, what repeats ─────────────────────────────────────────────────
+
+
+def test_a_groups_own_outcomes_hardly_move_its_estimates():
+    """Its own outcome reaches a query only through others' readings, tree counts and calibration: far less than it
+    would move a fit that had seen it, and not towards itself on average."""
+    group = 20
+    flipped = fitted(small(flipped=group))
+    mine = np.flatnonzero(np.arange(160) // 2 == group)
+    moved = before(flipped)[mine] - before(small_stack())[mine]
+    assert np.abs(moved).max() < 0.12
+
+
+def test_the_same_seed_gives_the_same_stack():
+    again, other = fitted(small()), fitted(small(), seed=1)
+    one = small_stack().artifact(SMALL)
+    assert again.artifact(SMALL).version == one.version
+    assert other.artifact(SMALL).version != one.version
+    for name, array in one.arrays.items():
+        assert np.array_equal(again.arrays[name], array), name
+
+
+def test_crossed_estimates_are_those_of_heads_that_serve_alike():
+    """Before and after, ``estimates`` says what ``means`` and ``posterior`` say, as serving would put it."""
+    crossed, data = small_stack().crossed, small()
+    attempts = Bench(data, data.cost).attempts
+    for place in (0, 7, 99):
+        found = crossed.estimates(place)
+        assert [each.mean for each in found.stages.values()] == crossed.means(place)
+        assert found.calibrated
+        after = crossed.estimates(place, attempts[place][:1])
+        assert after.stages["a"].told == 0
+        assert set(after.stages) == set(SMALL)
+
+
+def test_crossed_estimates_are_as_good_as_those_of_new_queries():
+    """No optimism: the log-loss of the crossed estimates is about that of new queries of the same kind."""
+    new, stacked = small(400, seed=5), small_stack()
+    said = means(estimate(StackPredictor(SMALL, stacked.params, stacked.arrays), PaperFeatures(), new.requests), SMALL)
+    crossed = metrics.log_loss(small().quality, before(stacked))
+    assert metrics.log_loss(new.quality, said) < crossed + 0.08
+
+
+# ── what is refused ──────────────────────────────────────────────────────────
+
+
+def test_too_few_queries():
+    with pytest.raises(UsageError, match=f"learns from {FEWEST} queries .* these are 40 of 20"):
+        fitted(small(40))
+
+
+@pytest.mark.parametrize("name", sorted(both_profiles().arrays))
+def test_a_missing_or_misshapen_array_is_named(name):
+    artifact = both_profiles()
+    params = {**artifact.params, "profile": "fast" if name.startswith(FAST) else "full"}
+    left = {key: array for key, array in artifact.arrays.items() if key != name}
+    with pytest.raises(ArtifactError, match=rf"\b{name.removeprefix(FAST)}\b"):
+        StackPredictor(SMALL, params, left)
+    array = artifact.arrays[name]
+    for wrong in (array[..., None], array[:-1], np.full(array.shape, np.nan)):
+        with pytest.raises(ArtifactError, match=r"array|should be|go with|go together"):
+            StackPredictor(SMALL, params, {**left, name: wrong})
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"profile": "quick"}, "profile should be full or fast, not 'quick'"),
+        ({"profile": "fast", "fast": None}, "holds no profile 'fast'"),
+        ({"spread": [1.0]}, "spread should be 2 numbers"),
+        ({"told": [0.1, 7.0]}, "told should be 2 numbers from 0 to 1"),
+        ({"told_after": "no"}, "told_after should be"),
+        ({"depth": -1}, "depth should be"),
+        ({f"{AFTER}depth": "deep"}, "after_depth should be"),
+        ({f"{AFTER}signals": ["answered", "smell"]}, "'smell'"),
+    ],
+)
+def test_parameters_that_do_not_fit(changed, told):
+    artifact = both_profiles()
+    with pytest.raises(ArtifactError, match=told):
+        StackPredictor(SMALL, {**artifact.params, **changed}, artifact.arrays)
+
+
+def test_of_another_ladder():
+    artifact = both_profiles()
+    with pytest.raises(ArtifactError):
+        StackPredictor(("a", "b", "c"), artifact.params, artifact.arrays)
+
+
+# ── serving ──────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("profile", ["full", "fast"])
+def test_the_contract(profile):
+    artifact = replace(both_profiles(), params={**both_profiles().params, "profile": profile})
+    check_predictor(StackPredictor(artifact.stages, artifact.params, artifact.arrays), SMALL)
+
+
+def test_profiles_have_versions_of_their_own():
+    artifact = both_profiles()
+    full, fast = (
+        StackPredictor(SMALL, {**artifact.params, "profile": name}, artifact.arrays) for name in ("full", "fast")
+    )
+    assert full.version != fast.version
+    data, features = small(), PaperFeatures()
+    posteriors = [Posterior(each, features, data.requests) for each in (full, fast)]
+    attempts = Bench(data, data.cost).attempts
+    for stage in SMALL:
+        said = [np.array([each(n, attempts[n]).stages[stage].mean for n in range(60)]) for each in posteriors]
+        assert (said[0] != said[1]).any()
