@@ -272,7 +272,8 @@ class Grown(NamedTuple):
         """Logits (m,) of the first so many trees."""
         if self.model is None:
             return np.full(len(inputs), float(np.log(self.mean / (1 - self.mean))))
-        found: Matrix = next(islice(self.model.staged_decision_function(inputs), count - 1, None)).reshape(-1)
+        with quiet():
+            found: Matrix = next(islice(self.model.staged_decision_function(inputs), count - 1, None)).reshape(-1)
         return found
 
 
@@ -286,7 +287,8 @@ def staged(learned: Rows, held: Rows, trees: int, seed: int, tree: Tree) -> tupl
     mean = float(np.clip(learned[1].mean(), FEWEST, 1 - FEWEST))
     if model is None or not len(held[0]):
         return Grown(model, mean), np.zeros(trees)
-    losses = [log_loss(held[1], 1 / (1 + np.exp(-found))) for found in model.staged_decision_function(held[0])]
+    with quiet():
+        losses = [log_loss(held[1], 1 / (1 + np.exp(-found))) for found in model.staged_decision_function(held[0])]
     return Grown(model, mean), np.array(losses)
 
 
