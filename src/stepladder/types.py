@@ -146,8 +146,9 @@ class Features:
 class Estimate:
     """Expected quality of one stage's answer in [0, 1], with the standard deviation of its outcome.
 
-    ``told`` is the standard deviation that the estimate itself will have once this stage's answer was seen: 0 where
-    answers tell nothing, and never above ``sd``. It is what makes an answer worth looking at before one decides.
+    ``told`` is how far this stage's own answer will move the estimate against those of the other stages, as a standard
+    deviation: 0 where answers tell nothing, or the same of every stage, and never above ``sd``. It is what makes an
+    answer worth looking at before one decides.
     """
 
     mean: float

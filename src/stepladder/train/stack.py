@@ -308,6 +308,12 @@ def _platt(raw: Matrix, quality: Matrix) -> tuple[float, float]:
     return (slope, float(model.intercept_[0])) if slope > 0 else (1.0, 0.0)
 
 
+def _against_others(moved: Matrix, stage: int) -> float:
+    """How far one stage's estimate moved beyond the mean of the others."""
+    others = np.delete(moved, stage)
+    return float(moved[stage] - (others.mean() if len(others) else 0.0))
+
+
 # ── after an answer ──────────────────────────────────────────────────────────
 
 Answers = Sequence[Sequence[Attempt]]
@@ -356,8 +362,11 @@ def _read(line: Sequence[Attempt], signals: tuple[str, ...], text: str) -> dict[
 
 
 def _told(crossed: Crossed, answers: Answers, rng: np.random.Generator) -> tuple[list[float], list[float]]:
-    """The share of q(1−q) by which a stage's own answer moves its estimate, (k,) each: before any answer, and when the
-    cheaper stages have answered."""
+    """The share of q(1−q) by which a stage's own answer moves its estimate against the others', (k,) each: before any
+    answer, and when the cheaper stages have answered.
+
+    An answer that tells how hard the question is moves all estimates alike, and changes no choice.
+    """
     places = rng.permutation(len(answers))[:PROBED].tolist()
     stages = len(crossed.stages)
     moved, room = np.zeros((2, stages)), np.full((2, stages), 1e-9)
@@ -366,10 +375,10 @@ def _told(crossed: Crossed, answers: Answers, rng: np.random.Generator) -> tuple
         for stage in range(stages):
             cheaper = {number: read[number] for number in range(stage)}
             for turn, known in enumerate(({}, cheaper) if cheaper else ({},)):
-                now = crossed.posterior(place, known)[stage]
-                then = crossed.posterior(place, {**known, stage: read[stage]})[stage]
-                moved[turn, stage] += (then - now) ** 2
-                room[turn, stage] += now * (1 - now)
+                now = np.array(crossed.posterior(place, known))
+                then = np.array(crossed.posterior(place, {**known, stage: read[stage]}))
+                moved[turn, stage] += _against_others(then - now, stage) ** 2
+                room[turn, stage] += now[stage] * (1 - now[stage])
     moved[1, 0], room[1, 0] = moved[0, 0], room[0, 0]
     shares = np.clip(moved / room, 0.0, 1.0)
     return shares[0].tolist(), shares[1].tolist()
