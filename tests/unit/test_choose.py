@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from outcome_tables import STAGES, make_aligned, make_row
+from stack_tables import noise, small
+from stepladder import build
 from stepladder.cli.train import predictor_of
 from stepladder.errors import UsageError
-from stepladder.evaluate import compare
+from stepladder.evaluate import compare, operating
 from stepladder.evaluate.aligned import Aligned, align
 from stepladder.evaluate.compare import Bench
 from stepladder.evaluate.reference import SEEN, overlap, reference_of
@@ -117,9 +120,122 @@ def test_auto_takes_the_lowest_log_loss_and_remembers(monkeypatch):
     assert overlap(data, artifact.arrays).all()
     assert not overlap(make_aligned(40, seed=5), artifact.arrays).any()
     assert len(artifact.arrays[SEEN]) == 160
-    again = choose.train(data, "auto", predictor_of, PaperFeatures(), seed=1)
-    assert again.artifact.version == artifact.version
-    assert again.artifact.lambda_ == artifact.lambda_
+
+
+def test_the_same_seed_trains_the_same(monkeypatch):
+    monkeypatch.setattr(choose, "PENALTIES", (1.0,))
+    one, again = (choose.train(make_aligned(120), "logistic", predictor_of, PaperFeatures(), seed=1) for _ in range(2))
+    assert again.artifact.version == one.artifact.version
+    assert again.artifact.lambda_ == one.artifact.lambda_
+    assert again.artifact.metrics == one.artifact.metrics
+
+
+def test_noise_is_left_to_the_means(monkeypatch):
+    monkeypatch.setattr(boost, "TREES", 10)
+    monkeypatch.setattr(stack, "TREES", 10)
+    data = noise(100)
+    found = choose.train(data, "auto", predictor_of, PaperFeatures())
+    assert found.chosen == choose.STAGE_MEANS
+    assert found.artifact.kind == "mean"
+    assert found.artifact.arrays["cells"] == pytest.approx(data.quality.mean(axis=0).reshape(1, -1))
+    assert found.notes == ()
+
+
+def test_what_is_better_by_chance_alone_is_not_taken():
+    data = noise(400)
+    means = np.tile(data.quality.mean(axis=0), (400, 1))
+    knowing = 0.9 * means + 0.1 * data.quality
+    assert choose.beats(data, knowing, means)
+    assert not choose.beats(data, means, knowing)
+    assert not choose.beats(data, means, means)
+    once = np.clip(means - 0.0002 * np.sign(data.quality - means), 0.0, 1.0)
+    once[0] = data.quality[0]  # one query's luck is no more than its own standard error
+    assert choose._losses(data.quality, once).mean() < choose._losses(data.quality, means).mean()
+    assert not choose.beats(data, once, means)
+
+
+def test_queries_of_one_group_are_no_evidence_of_their_own():
+    """Better on most queries, worse on some: beyond doubt where each is for itself, not where they are two groups."""
+    means, better = np.full((40, 1), 0.5), np.full((40, 1), 0.75)
+    quality = [float(number % 20 < 15) for number in range(40)]
+    apart, together = (
+        align(
+            [make_row(str(n), "a", value, group_id=f"g{group(n)}") for n, value in enumerate(quality)],
+            ("a",),
+            pricing=(1.0,),
+        )
+        for group in (lambda n: n, lambda n: int(quality[n]))
+    )
+    assert choose.beats(apart, better, means)
+    assert not choose.beats(together, better, means)
+
+
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [("mean", ["mean, by task"]), ("knn", ["knn"]), ("stack", ["stack"]), ("logistic", None)],
+)
+def test_one_kind_alone(kind, names):
+    ways = choose.candidates(small(), kind, classes=False)
+    assert [way.name for way in ways] == (names or [f"logistic, C = {penalty:g}" for penalty in choose.PENALTIES])
+    assert {way.kind for way in ways} == {kind}
+
+
+def test_means_by_task_are_taken_where_they_are_best():
+    found = choose.train(tasked(), "mean", predictor_of, PaperFeatures())
+    assert found.chosen == "mean, by task"
+    losses = [trial.scores["logloss"] for trial in found.trials]
+    assert losses[1] < losses[0]
+    assert len(found.artifact.arrays["cells"]) == 2
+
+
+def tasked() -> Aligned:
+    """Sums are done, places are not known."""
+    data = small()
+    rows = [
+        replace(row, quality=float(row.dataset == "sums") if row.model == "a" else 0.5)
+        for line in data.rows
+        for row in line
+    ]
+    return align(rows, data.stages, pricing=(1.0, 3.0))
+
+
+def test_too_few_for_a_stack_is_told(monkeypatch):
+    monkeypatch.setattr(boost, "TREES", 10)
+    data = make_aligned(40)
+    told: list[str] = []
+    found = choose.train(data, "auto", predictor_of, PaperFeatures(), tick=told.append)
+    assert {trial.name for trial in found.trials}.isdisjoint({"stack", "knn"})
+    (note,) = found.notes
+    assert "stack left out: a stack learns from 60 queries" in note
+    assert note in told
+    with pytest.raises(UsageError, match="learns from 60 queries"):
+        choose.train(data, "stack", predictor_of, PaperFeatures())
+
+
+def test_a_stack_brings_its_fast_profile_and_operating_points(monkeypatch):
+    monkeypatch.setattr(boost, "TREES", 10)
+    monkeypatch.setattr(stack, "TREES", 20)
+    monkeypatch.setattr(choose, "REPLAYED", 100)
+    policies = {"cascade": GreedyPolicy(cascade=True)}
+    found = choose.train(small(), "stack", predictor_of, PaperFeatures(), policies=policies)
+    artifact = found.artifact
+    assert (artifact.kind, found.chosen) == ("stack", "stack")
+    assert {"depth", "spread", "after_signals"} <= set(artifact.params["fast"])
+    points = operating.all_of(artifact.metrics)
+    assert set(points) == {"greedy", "cascade"}
+    assert points["cascade"]["cost_save"].quality >= small().quality[:, -1].mean() - 0.1
+    assert len(found.trials) == 2
+    full, fast = (predictor_of(build.profiled(artifact, name, "profile")) for name in ("full", "fast"))
+    assert full.version == artifact.version != fast.version
+
+
+def test_without_answers_there_are_no_points_of_policies_that_look_at_them(monkeypatch):
+    monkeypatch.setattr(stack, "TREES", 10)
+    monkeypatch.setattr(boost, "TREES", 10)
+    mute = [replace(row, pred=None, output_tokens=None) for line in small().rows for row in line]
+    data = align(mute, small().stages, pricing=(1.0, 3.0))
+    found = choose.train(data, "stack", predictor_of, PaperFeatures(), policies={"cascade": GreedyPolicy(cascade=True)})
+    assert set(operating.all_of(found.artifact.metrics)) == {"greedy"}
 
 
 def test_without_classes_there_is_no_learned_matrix():

@@ -337,8 +337,9 @@ def beats(data: Aligned, one: Matrix, other: Matrix) -> bool:
     error of the paired difference, whose groups of queries are independent of each other and queries of one are not."""
     less = _losses(data.quality, other) - _losses(data.quality, one)
     mean = float(less.mean())
-    error = float(np.sqrt((np.bincount(data.groups, less - mean) ** 2).sum())) / len(less)
-    return mean > error
+    of_groups = np.bincount(data.groups, less - mean)
+    few = len(of_groups) / max(len(of_groups) - 1, 1)
+    return mean > float(np.sqrt(few * (of_groups**2).sum())) / len(less)
 
 
 def _losses(quality: Matrix, estimates: Matrix) -> Vector:
