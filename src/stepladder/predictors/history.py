@@ -17,6 +17,7 @@ from math import isfinite, log1p
 from typing import Any, NamedTuple
 
 from stepladder.errors import ArtifactError, nearest
+from stepladder.predictors.arithmetic import Checked, checked
 from stepladder.types import Attempt, message_text
 
 UNKNOWN = -1.0
@@ -54,13 +55,15 @@ MORE_SIGNALS = (
     "code",
     "consistency",
     "letter",
+    *("equations", "wrong", "unused", "used", "whole", "size"),
     "agree_up",
 )
 """Further columns, for artifacts that name them: the lowest log probability of a token, and the mean of the last TAIL;
 the share of characters that are digits; of lines, or of four words in a row, that came before; of the answer's words
 that stand in the prompt; whether its Python can be parsed; the share of further choices (``n``) with the same final
-answer; the place in the alphabet of a final answer that is one letter (0 where it is none); and for every higher stage
-a column that says whether its final answer is the same."""
+answer; the place in the alphabet of a final answer that is one letter (0 where it is none); what can be
+checked of a calculation (``arithmetic.Checked``), where the prompt is known and the answer has numbers; and for every
+higher stage a column that says whether its final answer is the same."""
 
 ALL_SIGNALS = (*SIGNALS, *MORE_SIGNALS)
 PAIRED = "agree_up"
@@ -69,6 +72,7 @@ PAIRED = "agree_up"
 LOGPROB_SIGNALS = frozenset({"logprob", "min_logprob", "tail_logprob"})
 
 _OPENING = 200
+_HAS_DIGIT = re.compile(r"\d")
 _ALPHABET = "abcdefghijklmnopqrstuvwxyz"
 _REFUSAL = re.compile(
     r"\b(?:i(?:'m| am) (?:sorry|afraid|unable|not able|not sure)|i (?:can(?:no|')t|do(?: not|n't) know|won't|will not)"
@@ -103,6 +107,12 @@ class Signals(NamedTuple):
     code: float = UNKNOWN
     consistency: float = UNKNOWN
     letter: float = UNKNOWN
+    equations: float = UNKNOWN
+    wrong: float = UNKNOWN
+    unused: float = UNKNOWN
+    used: float = UNKNOWN
+    whole: float = UNKNOWN
+    size: float = UNKNOWN
 
 
 _OWN = frozenset(Signals._fields) - {"final"}
@@ -206,6 +216,8 @@ def _more(wanted: frozenset[str], attempt: Attempt, text: str, final: str, promp
         found["code"] = _code(attempt.text)
     if "consistency" in wanted:
         found["consistency"] = _consistency(final, attempt.raw)
+    if not wanted.isdisjoint(Checked._fields) and prompt is not None and _HAS_DIGIT.search(text):
+        found |= {name: value for name, value in checked(attempt.text, prompt)._asdict().items() if name in wanted}
     if "letter" in wanted:
         found["letter"] = float(_ALPHABET.find(final) + 1) if len(final) == 1 else 0.0
     return found
