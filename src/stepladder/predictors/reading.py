@@ -20,6 +20,9 @@ NEIGHBOURS = 40
 SHARPNESS = 10.0
 """A neighbour counts exp(SHARPNESS · cosine)."""
 
+CERTAINTY = 15.0
+"""A task's chance grows with exp(CERTAINTY · score), where scores are regressions of 0 and 1."""
+
 SHOWN = 48
 """Of the topics, those that trees and regressions see; all of them find neighbours."""
 
@@ -110,8 +113,8 @@ def neighbours(cosines: NDArray[np.float32], quality: NDArray[np.float32]) -> ND
 
 
 def by_task(scores: NDArray[np.float32], cells: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(..., k) expected quality over the tasks, whose scores (..., t) are regressions of 0 and 1."""
-    chances = np.maximum(scores, 1e-3) ** 2
+    """(..., k) expected quality over the tasks with these scores (..., t)."""
+    chances = np.exp(CERTAINTY * (scores - scores.max(axis=-1, keepdims=True)))
     found: NDArray[np.float32] = chances @ cells / chances.sum(axis=-1, keepdims=True)
     return found
 
