@@ -44,7 +44,7 @@ def small(queries: int = 160, *, seed: int = 0, flipped: int | None = None, othe
     return align(rows, SMALL, pricing=(1.0, 3.0))
 
 
-def telling(queries: int = 600, seed: int = 1) -> Aligned:
+def telling(queries: int = 450, seed: int = 1) -> Aligned:
     """Four stages, each with a signal of its own: a word of the prompt, its dataset, the words that it shares with
     prompts of the same kind, and nothing but what the answer says."""
     chance, rows = np.random.default_rng(seed), []
