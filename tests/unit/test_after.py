@@ -137,9 +137,9 @@ def test_sets_of_stages_begin_with_the_prefixes() -> None:
     assert all(each == tuple(sorted(each)) and each for each in many)
 
 
-def test_no_more_examples_than_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(after, "MOST", 50)
-    numbers, sets = after._drawn(40, stage_sets(3, np.random.default_rng(0)), np.random.default_rng(0))
+def test_no_more_examples_than_the_limit() -> None:
+    chance = np.random.default_rng(0)
+    numbers, sets = after.drawn_sets(40, stage_sets(3, chance), chance, most=50)
     assert len(numbers) == len(sets) == 50
     assert set(np.bincount(numbers).tolist()) <= {0, 1, 2}
 
