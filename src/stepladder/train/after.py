@@ -138,7 +138,8 @@ def stage_sets(stages: int, rng: np.random.Generator) -> list[tuple[int, ...]]:
 def drawn_sets(
     queries: int, sets: Sequence[tuple[int, ...]], rng: np.random.Generator, most: int = MOST
 ) -> tuple[NDArray[np.intp], list[tuple[int, ...]]]:
-    """(m,) numbers of queries, and a set of stages for each: PER_QUERY different ones a query, fewer if ``most`` examples say so.
+    """(m,) numbers of queries, and a set of stages for each: PER_QUERY different ones a query, fewer where ``most``
+    examples say so.
 
     Drawn without replacement by weight, as Efraimidis and Spirakis do (2006): the largest of u^(1/weight).
     """
