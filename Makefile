@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: help setup demo test test-slow test-services test-gpu lint fix docs bench clean
+.PHONY: help setup demo test test-slow test-services test-gpu lint fix docs bench bench-routing clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 16
@@ -48,6 +48,10 @@ docs: setup ## rewrite the generated parts of docs/reference
 
 bench: setup ## decision time on this machine, to benchmarks/results
 	$(BIN)/python benchmarks/decision_time.py
+
+bench-routing: setup ## prediction and stopping on the outcomes of real models in ../shared, beside the first trial
+	$(BIN)/python benchmarks/routing.py --opponent run
+	$(if $(wildcard benchmarks/routellm.py),$(BIN)/python benchmarks/routellm.py)
 
 clean: ## remove what setup made
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,9 +1,10 @@
-"""Estimates of ``first_trial.py`` (TF-IDF regression, LightGBM, LightGBM after the answer) on a ladder's validation rows.
+"""Estimates of ``first_trial.py`` (TF-IDF regression, LightGBM, LightGBM after the answer) on validation rows.
 
-    python benchmarks/opponent.py ../shared/tools/first_trial.py A OUT.npz
+    python benchmarks/opponent.py ../shared/tools/first_trial.py A OUT.npz [TABLE STAGES COSTS]
 
-Runs where that script runs: its packages (pandas, lightgbm, wordllama …) are not Stepladder's. Writes ``ids`` (n,), and
-``c1``, ``c2``, ``c3`` (n, k), ``seed`` (n, k), ``subset`` (n, k).
+The script knows the ladders A to D by name; any other is named with its table (as ``mmlu_pro``), its models and their
+costs, with commas between. Runs where that script runs: its packages (pandas, lightgbm, wordllama …) are not
+Stepladder's. Writes ``ids`` (n,), and ``c1``, ``c2``, ``c3`` (n, k), ``seed`` (n, k), ``subset`` (n, k).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ NAMES = {"(b)": "seed", "(c1)": "c1", "(c2)": "c2", "(c3)": "c3", "subset x": "s
 
 
 def main() -> None:
-    path, ladder, out = sys.argv[1:]
+    path, ladder, out, *named = sys.argv[1:]
     sys.argv = [path, ladder]
     code, _, runs = Path(path).read_text().partition('if __name__=="__main__":')
     found: dict[str, Any] = {}
@@ -39,7 +40,11 @@ def main() -> None:
 
     space["report"], space["wide"] = report, widened
     space["clusters"] = lambda *args: None
-    exec(compile("if True:" + runs, path, "exec"), space)  # noqa: S102
+    if named:
+        table, stages, costs = named
+        space["ladder"](ladder, table, stages.split(","), [float(cost) for cost in costs.split(",")])
+    else:
+        exec(compile("if True:" + runs, path, "exec"), space)  # noqa: S102
     np.savez_compressed(out, **found)
 
 
