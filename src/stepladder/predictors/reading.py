@@ -20,9 +20,6 @@ NEIGHBOURS = 40
 SHARPNESS = 10.0
 """A neighbour counts exp(SHARPNESS · cosine)."""
 
-CERTAINTY = 15.0
-"""A task's chance grows with exp(CERTAINTY · score), where scores are regressions of 0 and 1."""
-
 SHOWN = 48
 """Of the topics, those that trees and regressions see; all of them find neighbours."""
 
@@ -113,8 +110,8 @@ def neighbours(cosines: NDArray[np.float32], quality: NDArray[np.float32]) -> ND
 
 
 def by_task(scores: NDArray[np.float32], cells: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(..., k) expected quality over the tasks with these scores (..., t)."""
-    chances = np.exp(CERTAINTY * (scores - scores.max(axis=-1, keepdims=True)))
+    """(..., k) expected quality over the tasks, whose chances grow with exp(scores), scores being (..., t)."""
+    chances = np.exp(scores - scores.max(axis=-1, keepdims=True))
     found: NDArray[np.float32] = chances @ cells / chances.sum(axis=-1, keepdims=True)
     return found
 

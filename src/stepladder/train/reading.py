@@ -32,6 +32,7 @@ MOST_FOR_TOPICS = 20_000
 FEWEST_TEXTS = 2
 """Texts that a word must stand in to be read at all."""
 
+CERTAINTIES = tuple(np.geomspace(1.0, 40.0, 24).tolist())
 SHRINKAGE = 10.0
 """Rows' worth of the stage's mean that is mixed into each task's."""
 
@@ -60,6 +61,11 @@ def fit_reading(lesson: Lesson, seed: int = 0) -> Read:
     unit = projected / np.maximum(np.linalg.norm(projected, axis=1, keepdims=True), 1e-9)
     known = np.hstack([lesson.quality, factors[:, :1]])
     linear, whole = _crossed(lambda some: _ridge(words[some], targets[some]), words, fold_of)
+    if kinds.shape[1]:
+        certainty = _certainty(linear[:, scored:], kinds)
+        linear[:, scored:] *= certainty
+        whole.weights[:, scored:] *= certainty
+        whole.bias[scored:] *= certainty
     by_topic, of_topics = _crossed(lambda some: _dense_ridge(unit[some], lesson.quality[some]), unit, fold_of)
     cells = _cells(lesson.quality, kinds)
     told = [_numbers(lesson.texts, counts), linear[:, :scored], by_topic, _near(unit, known, fold_of)]
@@ -181,6 +187,18 @@ def _one_hot(tasks: Numbers | None, count: int) -> Matrix:
         return np.zeros((count, 0))
     found: Matrix = (tasks[:, None] == np.arange(int(tasks.max()) + 1)).astype(np.float64)
     return found
+
+
+def _certainty(scores: Matrix, kinds: Matrix) -> float:
+    """By how much scores (n, t), regressions of 0 and 1, are to be stretched to be logits of the tasks: the likeliest."""
+
+    def loss(certainty: float) -> float:
+        stretched = certainty * scores
+        stretched -= stretched.max(axis=1, keepdims=True)
+        told = stretched - np.log(np.exp(stretched).sum(axis=1, keepdims=True))
+        return -float((told * kinds).sum())
+
+    return min(CERTAINTIES, key=loss)
 
 
 def _cells(quality: Matrix, kinds: Matrix) -> Matrix:
