@@ -190,7 +190,7 @@ def _one_hot(tasks: Numbers | None, count: int) -> Matrix:
 
 
 def _certainty(scores: Matrix, kinds: Matrix) -> float:
-    """By how much scores (n, t), regressions of 0 and 1, are to be stretched to be logits of the tasks: the likeliest."""
+    """By how much scores (n, t), regressions of 0 and 1, are to be stretched to be the tasks' logits: the likeliest."""
 
     def loss(certainty: float) -> float:
         stretched = certainty * scores
