@@ -53,7 +53,7 @@ class CostModel(Protocol):
 
 
 class Policy(Protocol):
-    """View → Decision. Pure: no I/O, no clock, no chance but the view's coin."""
+    """View → Decision. Pure: no I/O, no clock, no chance but the view's coin and lot."""
 
     name: str
 

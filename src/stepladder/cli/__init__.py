@@ -6,6 +6,7 @@ import argparse
 import importlib
 import io
 import logging
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from keyword import iskeyword
@@ -39,6 +40,9 @@ class Verb(Protocol):
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the command line; returns the exit code."""
     words = sys.argv[1:] if argv is None else list(argv)
+    # Predictors multiply short vectors: several threads wait for each other longer than that takes. Read by numpy once,
+    # when a verb's module imports it; whoever sets the variable is obeyed.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # λ on a terminal that has no such letter is no reason to stop
