@@ -50,8 +50,8 @@ bench: setup ## decision time on this machine, to benchmarks/results
 	$(BIN)/python benchmarks/decision_time.py
 
 bench-routing: setup ## prediction and stopping on the outcomes of real models in ../shared, beside the first trial
-	$(BIN)/python benchmarks/routing.py --opponent run
-	$(if $(wildcard benchmarks/routellm.py),$(BIN)/python benchmarks/routellm.py)
+	OPENBLAS_NUM_THREADS=1 $(BIN)/python benchmarks/routing.py --opponent run
+	$(if $(wildcard benchmarks/routellm.py),OPENBLAS_NUM_THREADS=1 $(BIN)/python benchmarks/routellm.py)
 
 clean: ## remove what setup made
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

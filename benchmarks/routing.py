@@ -12,7 +12,8 @@ opponent.py); without it nothing is compared. Where the tables are not there not
 
 Queries that share a group with training are left out of all figures, the first trial's too: its own print-outs have
 them. Intervals are of 95 %, by bootstrap over groups of queries, and the same resamples for both of a pair. Writes
-LADDER.json, summary.json and SUMMARY.md.
+LADDER.json, summary.json and SUMMARY.md. --summarise writes the last two anew from the first, for ladders that were
+measured one by one.
 
 What an oracle of the same information would close is not known. Beside the policies stands the greedy rule on the
 task's mean, and on what nobody knows beforehand, how the table's other models did on the very question: their mean
@@ -175,7 +176,10 @@ def run_of(name: str, folder: Path, args: argparse.Namespace) -> Run:
     if found.get("artifact", {}).get("version") != load(out).version or unplayed(found, args.policies):
         timings(judging)
         found = json.loads(judged.read_text("utf-8"))
-    told = [f"stepladder {' '.join(words)}".replace(f"{folder}/", "") for words in (training, judging)]
+    told = [
+        f"stepladder {' '.join(words)}".replace(f"{folder}/", "").replace(f"{ROOT.parent}/", "../")
+        for words in (training, judging)
+    ]
     return Run(name, out, found, told, facts_of(timed), args.data)
 
 
@@ -686,7 +690,7 @@ def calibrated(found: Sequence[Cell], when: str) -> Line:
                 continue
             lines = one["figures"][name][when]["per_stage"]
             kept = kept and all(line["ece"] <= line["ece_floor"] for line in lines)
-            told = " ".join(f"{line['ece']:.3f}/{line['ece_floor']:.3f}" for line in lines)
+            told = " ".join(f"{line['ece']:.4f}/{line['ece_floor']:.4f}" for line in lines)
             parts.append(f"{name} {told}")
         cells[one["ladder"]], met[one["ladder"]] = "<br>".join(parts) or "–", kept if parts else None
     return Line(f"ECE/floor by stage, {when}", "not above its floor", cells, met)
@@ -743,6 +747,8 @@ def page(head: Cell, lines: Sequence[Line], found: Sequence[Cell]) -> str:
     out = ["# Routing on real models' outcomes", "", told, ""]
     for one in found:
         told = f"; {one['note']}" if one["note"] else ""
+        if one["command"] != head["command"]:
+            told += f"; `{one['command']}`, {one['date']}"
         out.append(
             f"- **{one['ladder']}** {one['table']}: {one['stages'].replace(',', ' → ')} at {one['costs']}; "
             f"{one['n']} queries, {one['left_out']} left out; fitted: {one['fitted']}{told}"
@@ -786,7 +792,7 @@ def rounded(value: Any) -> Any:
 
 
 def written(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(rounded(clean(value)), indent=1, ensure_ascii=False) + "\n", "utf-8")
+    path.write_text(json.dumps(clean(value), indent=1, ensure_ascii=False) + "\n", "utf-8")
 
 
 # ── the command ──────────────────────────────────────────────────────────────
@@ -803,6 +809,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--first-trial", type=Path, default=SHARED / "tools" / "first_trial.py")
     parser.add_argument("--resamples", type=int, default=1000)
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "routing")
+    parser.add_argument("--summarise", action="store_true", help="measure nothing: put the files in --out together")
     args = parser.parse_args()
     for name in args.ladders.split(","):
         if name not in LADDERS:
@@ -810,26 +817,42 @@ def arguments() -> argparse.Namespace:
     return args
 
 
+def measured(name: str, folder: Path, head: Cell, args: argparse.Namespace) -> Cell:
+    """A ladder's figures, written to its file."""
+    run = run_of(name, folder, args)
+    one: Cell = rounded(clean({**head, **judged(run, first_trial(name, args), args.resamples)}))
+    written(args.out / f"{name}.json", one)
+    return one
+
+
+def kept(name: str, out: Path) -> Cell:
+    """A ladder's figures, as they were written; a missing file ends the command."""
+    path = out / f"{name}.json"
+    if not path.exists():
+        sys.exit(f"--summarise: {path} is not there: measure ladder {name} first, or leave it out of --ladders")
+    found: Cell = json.loads(path.read_text("utf-8"))
+    return found
+
+
 def main() -> int:
     args = arguments()
-    if not args.data.is_dir():
-        sys.stdout.write(f"nothing measured: the outcomes tables are not at {args.data}\n")
-        return 0
-    args.out.mkdir(parents=True, exist_ok=True)
-    found = []
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = args.artifacts or Path(scratch)
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in args.ladders.split(","):
-            run = run_of(name, folder, args)
-            one = clean(judged(run, first_trial(name, args), args.resamples))
-            written(args.out / f"{name}.json", one)
-            found.append(one)
+    names = args.ladders.split(",")
     head = {
         "command": f"python benchmarks/routing.py {' '.join(sys.argv[1:])}".strip(),
         "machine": f"{platform.processor() or platform.machine()}, {available_cores()} cores",
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
     }
+    if args.summarise:
+        found = [kept(name, args.out) for name in names]
+    elif not args.data.is_dir():
+        sys.stdout.write(f"nothing measured: the outcomes tables are not at {args.data}\n")
+        return 0
+    else:
+        args.out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = args.artifacts or Path(scratch)
+            folder.mkdir(parents=True, exist_ok=True)
+            found = [measured(name, folder, head, args) for name in names]
     lines = lines_of(found)
     written(args.out / "summary.json", summary(head, lines))
     told = page(head, lines, found)

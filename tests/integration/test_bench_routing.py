@@ -106,6 +106,11 @@ def test_the_benchmark_writes_every_figure_and_makes_nothing_twice(
     assert run(monkeypatch, *words) == 0
     assert json.loads((small / "out" / "Z.json").read_text("utf-8")) == first
 
+    assert run(monkeypatch, "--out", small / "out", "--summarise") == 0
+    assert "gap closed, greedy" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="measure ladder Z first"):
+        run(monkeypatch, "--out", small / "none", "--summarise")
+
 
 def test_other_sources_train_again(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     timed = small / "Z.time.json"
