@@ -699,8 +699,7 @@ def calibrated(found: Sequence[Cell], when: str) -> Line:
 def trained(found: Sequence[Cell]) -> Line:
     told = {one["ladder"]: one["training"] for one in found}
     cells = {name: f"{t['train_s']:.0f} s ({t['train_cpu_s']:.0f} s CPU)" if t else "–" for name, t in told.items()}
-    met = {name: t["train_s"] <= 300 if t else None for name, t in told.items()}
-    return Line("training", "≤ 300 s (10,000 queries × 3 stages, 2 cores)", cells, met)
+    return Line("training", "≤ 300 s for 10,000 queries × 3 stages on 2 quiet cores", cells, {})
 
 
 def rival(found: Sequence[Cell], name: str) -> Line:
