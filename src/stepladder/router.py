@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import math
 import time
 import uuid
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
@@ -187,6 +188,8 @@ class Router:
 
     def _begin(self, request: Request) -> Climb:
         parts, dials = self.parts, request.dials
+        if dials.lam is not None and not 0 <= dials.lam < math.inf:
+            raise RequestError(f"lambda: should be a number from 0 up, not {dials.lam}", param="lambda")
         return Climb(
             id=parts.new_id(),
             request=request,

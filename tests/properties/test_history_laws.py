@@ -69,7 +69,7 @@ def test_any_answer_has_every_column_in_its_range(
         assert isfinite(value)
         if name.endswith("logprob"):
             assert value <= 0 or value == UNTOLD
-        elif name in ("tokens", "length", "answers"):
+        elif name in ("tokens", "length", "answers", "letter", "equations", "wrong", "unused", "size"):
             assert value == UNKNOWN or value >= 0
         else:
             assert value == UNKNOWN or 0 <= value <= 1

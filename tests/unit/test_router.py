@@ -405,3 +405,9 @@ def test_the_coin_is_drawn_from_its_arguments_alone(seed, name, step):
 def test_coins_are_spread_evenly():
     drawn = [coin(0, str(number), 0) for number in range(4000)]
     assert abs(sum(drawn) / 4000 - 0.5) < 0.03
+
+
+@pytest.mark.parametrize("lam", [float("inf"), float("nan"), -1.0])
+async def test_a_lambda_that_is_no_price_is_refused(lam):
+    with pytest.raises(RequestError, match="lambda: should be a number from 0 up"):
+        await make_router().answer(make_request(lam=lam))

@@ -14,9 +14,9 @@ from stepladder.evaluate.compare import Bench
 from stepladder.evaluate.metrics import Matrix
 from stepladder.evaluate.scores import Posterior, estimate, means
 from stepladder.features.paper import PaperFeatures
-from stepladder.predictors.stack import AFTER, FAST, StackPredictor
+from stepladder.predictors.stack import AFTER, FAST, StackPredictor, calibrated
 from stepladder.testing import check_predictor
-from stepladder.train.stack import FEWEST, Stacked
+from stepladder.train.stack import FEWEST, Stacked, _platt
 
 
 def before(stacked: Stacked) -> Matrix:
@@ -182,3 +182,53 @@ def test_profiles_have_versions_of_their_own():
     for stage in SMALL:
         said = [np.array([each(n, attempts[n]).stages[stage].mean for n in range(60)]) for each in posteriors]
         assert (said[0] != said[1]).any()
+
+
+def test_the_fast_profile_promises_nothing_of_answers():
+    """What answers tell was measured on the full profile's posteriors."""
+    artifact = both_profiles()
+    assert max(artifact.params["told"]) > 0
+    fast = StackPredictor(SMALL, {**artifact.params, "profile": "fast"}, artifact.arrays)
+    said = fast.predict(PaperFeatures().features(small().requests[0]))
+    assert all(each.told == 0 for each in said.stages.values())
+
+
+@pytest.mark.parametrize("name", ["project", "offset", "topic_weights", "near", "line", "after_line", "base"])
+def test_numbers_that_no_fit_makes_are_refused(name):
+    """They are finite, and what is computed from them would not be."""
+    artifact = both_profiles()
+    huge = np.full_like(np.asarray(artifact.arrays[name], dtype=np.float64), 1e300)
+    with pytest.raises(ArtifactError, match=f"'{name}' holds numbers beyond"):
+        StackPredictor(SMALL, artifact.params, {**artifact.arrays, name: huge})
+
+
+@pytest.mark.parametrize("raw", [np.full(200, 0.9), np.linspace(0.95, 0.05, 200)])
+def test_calibration_is_right_on_average_even_where_estimates_say_nothing(raw):
+    quality = np.arange(200) % 4 == 0
+    slope, offset = _platt(raw, quality.astype(float))
+    said = [calibrated(mean, slope, offset) for mean in raw.tolist()]
+    assert slope > 0
+    assert abs(np.mean(said) - 0.25) < 0.1
+    assert calibrated(0.7, *_platt(np.full(9, 0.7), np.ones(9))) > 0.99
+
+
+def test_an_answer_that_the_table_does_not_tell_is_no_empty_answer():
+    """Half of stage a's answers are not told, and all of these are wrong: that must not be learned."""
+    data = small(240)
+    lines = [
+        (replace(line[0], pred=None, response=None, output_tokens=None), line[1]) if n % 2 else line
+        for n, line in enumerate(data.rows)
+    ]
+    told = fitted(replace(data, rows=tuple(lines)))
+    wrong = replace(data, rows=tuple(lines), quality=np.where((np.arange(240) % 2 == 1)[:, None], 0.0, data.quality))
+    also = fitted(wrong)
+    assert told.metrics["after_rows"] == also.metrics["after_rows"] < fitted(data).metrics["after_rows"]
+
+
+def test_which_signals_there_are_does_not_turn_on_the_order_of_the_table():
+    data = small(700)
+    lines = [
+        (replace(line[0], pred="17 + 4 = 21 apples"), line[1]) if n >= 650 else line for n, line in enumerate(data.rows)
+    ]
+    signals = fitted(replace(data, rows=tuple(lines)), trees=5).params["after_signals"]
+    assert "equations" in signals

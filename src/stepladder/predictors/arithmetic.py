@@ -14,7 +14,9 @@ CLOSE = 0.006
 """How far a result may lie from the sum, as a share of it or absolutely: answers round to cents."""
 
 _NUMBER = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?")
-_EQUATION = re.compile(r"(\(*\s*\$?\d[\d.,$%+\-*/x×÷() \t]*)=\s*\$?\s*(-?\d[\d,]*(?:\.\d+)?)")
+_EQUATION = re.compile(r"(?<![\d.,$%+\-*/x×÷() \t])([\d.,$%+\-*/x×÷() \t]++)=[ \t]*+\$?+[ \t]*+(-?\d[\d,]*(?:\.\d+)?)")
+"""Possessive, and never begun within a run of what a sum may hold: no sign is read more than a few times."""
+
 _PIECE = re.compile(r"\d+(?:\.\d+)?|[-+*/()%]")
 _PLAIN = str.maketrans({"x": "*", "×": "*", "÷": "/", ",": None, "$": None, " ": None, "\t": None})
 _DEEPEST = 20
@@ -104,7 +106,9 @@ def _factor(pieces: list[str], at: int, deep: int) -> tuple[float, int]:
             raise ValueError("a bracket is left open")
         at += 1
     elif pieces[at] == "-":
-        value, at = _factor(pieces, at + 1, deep)
+        if deep == _DEEPEST:
+            raise ValueError("signs upon signs")
+        value, at = _factor(pieces, at + 1, deep + 1)
         value = -value
     else:
         value, at = float(pieces[at]), at + 1

@@ -230,13 +230,16 @@ def _parse_arrays(path: Path, blob: bytes) -> Mapping[str, NDArray[Any]]:
 # ── what predictors take out of it ───────────────────────────────────────────
 
 
-def array_of(arrays: Mapping[str, Any], name: str, ndim: int) -> NDArray[np.float64]:
-    """A finite numeric array of ``ndim`` dimensions as float64; raises ArtifactError where it is none."""
+def array_of(arrays: Mapping[str, Any], name: str, ndim: int, *, largest: float = float("inf")) -> NDArray[np.float64]:
+    """A finite numeric array of ``ndim`` dimensions as float64, none of its numbers above ``largest`` in size; raises
+    ArtifactError where it is none."""
     value = arrays.get(name)
     if not isinstance(value, np.ndarray) or value.ndim != ndim or value.dtype.kind not in FLOAT_KINDS:
         raise ArtifactError(f"array '{name}' is missing or has not {ndim} dimensions of numbers")
     if not np.isfinite(value).all():
         raise ArtifactError(f"array '{name}' holds numbers that are not finite")
+    if value.size and max(abs(float(value.min())), abs(float(value.max()))) > largest:
+        raise ArtifactError(f"array '{name}' holds numbers beyond ±{largest:g}: it is damaged, or no fit made it")
     return np.ascontiguousarray(value, dtype=np.float64)
 
 

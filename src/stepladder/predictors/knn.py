@@ -36,7 +36,7 @@ class KnnPredictor:
         self._spreads = numbers_of(params.get("spread", [1.0] * len(stages)), "spread", len(stages))
         self._means = np.array(numbers_of(params.get("mean"), "mean", len(stages)))
         self._calibrated = params.get("measured", True) is True
-        prompts, topics = array_of(arrays, "near", 2).shape
+        prompts, topics = array_of(arrays, "near", 2, largest=2.0).shape
         if not prompts:
             raise ArtifactError("the array near holds no prompt: train it again")
         wanted = {"idf": (BUCKETS,), "project": (BUCKETS, topics), "near": (prompts, topics)}

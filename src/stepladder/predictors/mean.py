@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from stepladder.errors import ArtifactError
 from stepladder.predictors.artifact import array_of, content_version, numbers_of
-from stepladder.predictors.reading import by_task
+from stepladder.predictors.reading import LARGEST, by_task
 from stepladder.predictors.words import BUCKETS, hashed_words, weighed
 from stepladder.types import Estimate, Estimates, Features
 
@@ -31,7 +31,7 @@ class MeanPredictor:
         self._stages = stages
         self._spreads = numbers_of(params.get("spread", [1.0] * len(stages)), "spread", len(stages))
         self._calibrated = params.get("measured", True) is True
-        cells = array_of(arrays, "cells", 2)
+        cells = array_of(arrays, "cells", 2, largest=LARGEST)
         tasks = len(cells)
         if not tasks or cells.shape[1] != len(stages) or cells.min() < 0 or cells.max() > 1:
             raise ArtifactError(
@@ -63,7 +63,7 @@ def spread_of(mean: float, spread: float) -> Estimate:
 
 def shaped(arrays: Mapping[str, Any], name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
     """The array of this shape; raises ArtifactError that names it."""
-    array = array_of(arrays, name, len(shape))
+    array = array_of(arrays, name, len(shape), largest=LARGEST)
     if array.shape != shape:
         raise ArtifactError(f"the array {name} should be {shape}, not {array.shape}")
     return array.astype(np.float32)

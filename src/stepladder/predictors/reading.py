@@ -20,6 +20,9 @@ NEIGHBOURS = 40
 SHARPNESS = 10.0
 """A neighbour counts exp(SHARPNESS · cosine)."""
 
+LARGEST = 1e6
+"""No number of a reading may be larger: single precision holds sums of such products."""
+
 SHOWN = 48
 """Of the topics, those that trees and regressions see; all of them find neighbours."""
 
@@ -43,9 +46,12 @@ class Reading:
         self.stages = stages
         self._counts: list[float] = _shaped(arrays, "counts", (lexical.WORDS,)).tolist()
         self._idf = _shaped(arrays, "idf", (BUCKETS,)).astype(np.float32)
-        project, offset = array_of(arrays, "project", 2), array_of(arrays, "offset", 1)
-        self._cells = array_of(arrays, "cells", 2).astype(np.float32)
-        near, quality = array_of(arrays, "near", 2), array_of(arrays, "near_quality", 2)
+        project, offset = (
+            array_of(arrays, "project", 2, largest=LARGEST),
+            array_of(arrays, "offset", 1, largest=LARGEST),
+        )
+        self._cells = array_of(arrays, "cells", 2, largest=LARGEST).astype(np.float32)
+        near, quality = array_of(arrays, "near", 2, largest=2.0), array_of(arrays, "near_quality", 2, largest=LARGEST)
         tasks, topics = self._cells.shape[0], near.shape[1]
         self._linear = len(offset)
         factors = self._linear - stages - tasks
@@ -117,7 +123,7 @@ def by_task(scores: NDArray[np.float32], cells: NDArray[np.float32]) -> NDArray[
 
 
 def _shaped(arrays: Mapping[str, Any], name: str, shape: tuple[int, ...]) -> Matrix:
-    array = array_of(arrays, name, len(shape))
+    array = array_of(arrays, name, len(shape), largest=LARGEST)
     if array.shape != shape:
         raise ArtifactError(f"the array {name} should be {shape}, not {array.shape}")
     return array

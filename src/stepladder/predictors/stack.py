@@ -28,6 +28,9 @@ AFTER, FAST = "after_", "fast_"
 CLIP = 5.0
 """Standard deviations from its mean beyond which a regression does not follow a column."""
 
+LARGEST = 1e12
+"""No number of a head may be larger: sums of such products are finite."""
+
 SUREST = 1e-4
 """How near an estimate may come to 0 and 1."""
 
@@ -42,7 +45,8 @@ class StackPredictor:
     ``arrays``: those of ``Reading``, of ``Head`` (and with AFTER before their names, for after an answer), and with
     FAST before their names those of a ``gbdt``. ``params``: ``spread`` and ``measured`` as for ``logistic``; ``told``
     and ``told_after`` (each (k,), the share of q(1−q) by which a stage's own answer will move its estimate, before any
-    answer and after others' answers; 0 by default); ``depth``, ``after_depth``, ``after_signals`` as for ``gbdt``;
+    answer and after others' answers; 0 by default, and in the profile ``fast``);
+    ``depth``, ``after_depth``, ``after_signals`` as for ``gbdt``;
     ``fast`` (the parameters of that ``gbdt``; absent where there is none) and ``profile``, which one serves.
 
     Raises ArtifactError where parameters or arrays do not fit the ladder, or lack the profile.
@@ -53,9 +57,11 @@ class StackPredictor:
         self.version = content_version("stack", stages, params, arrays)
         self._stages = stages
         self._spreads = numbers_of(params.get("spread", [1.0] * count), "spread", count)
-        self._told = tuple(numbers_of(params.get(name, [0.0] * count), name, count) for name in ("told", "told_after"))
+        told = tuple(numbers_of(params.get(name, [0.0] * count), name, count) for name in ("told", "told_after"))
         self._calibrated = params.get("measured", True) is True
         self.profile = _profile(params)
+        # measured on the full profile's posteriors: the fast one's move less, and nobody measured by how much
+        self._told = told if self.profile == "full" else ((0.0,) * count,) * 2
         self._signals: tuple[str, ...] = ()
         self._fast = _fast(stages, params, arrays) if self.profile == "fast" else None
         if self._fast is None:
@@ -112,7 +118,7 @@ class Head:
         self, arrays: Mapping[str, Any], params: Mapping[str, Any], prefix: str, stages: int, columns: int
     ) -> None:
         def shaped(name: str, *shape: int) -> NDArray[np.float64]:
-            array = array_of(arrays, prefix + name, len(shape))
+            array = array_of(arrays, prefix + name, len(shape), largest=LARGEST)
             if array.shape != shape:
                 raise ArtifactError(f"the array {prefix}{name} should be {shape}, not {array.shape}")
             return array

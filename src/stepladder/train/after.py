@@ -56,7 +56,7 @@ def fit_gbdt_after(
     known = prepared(rows, stages, grams)
     artifact = before(known, stages, seed, leaves=leaves)
     asked = _queries(rows)
-    if not any(_tells(row.answer) for line in asked for row in line.values()):
+    if not any(tells(row.answer) for line in asked for row in line.values()):
         return artifact
     examples = _examples(asked, len(stages), known.place, np.random.default_rng(seed))
     forests, count = [], 0
@@ -101,7 +101,7 @@ def _queries(rows: Sequence[Row]) -> list[dict[int, Row]]:
     return list(found.values())
 
 
-def _tells(answer: Attempt | None) -> bool:
+def tells(answer: Attempt | None) -> bool:
     """True where anything is known of an answer."""
     return answer is not None and bool(answer.text or answer.usage.output_tokens or answer.logprobs)
 

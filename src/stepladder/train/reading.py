@@ -198,7 +198,8 @@ def _certainty(scores: Matrix, kinds: Matrix) -> float:
         told = stretched - np.log(np.exp(stretched).sum(axis=1, keepdims=True))
         return -float((told * kinds).sum())
 
-    return min(CERTAINTIES, key=loss)
+    found: float = min(CERTAINTIES, key=loss)
+    return found
 
 
 def _cells(quality: Matrix, kinds: Matrix) -> Matrix:

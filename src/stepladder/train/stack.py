@@ -19,7 +19,7 @@ from stepladder.predictors.artifact import Artifact
 from stepladder.predictors.history import Signals
 from stepladder.predictors.posterior import Correction
 from stepladder.predictors.stack import AFTER, CLIP, Head, estimate_of, for_each_stage, logit
-from stepladder.train.after import drawn_sets, stage_sets
+from stepladder.train.after import drawn_sets, stage_sets, tells
 from stepladder.train.boost import Forest, Tree, depth, forest_of, stacked, staged
 from stepladder.train.fit import quiet, sklearn_module
 from stepladder.train.lesson import Lesson, lesson_of
@@ -52,6 +52,9 @@ FLAT = 1e-9
 
 HIDDEN = 0.5
 """Share of the examples without log probabilities: where the table has them, a server may still tell none."""
+
+LOOKED_AT = 600
+"""Queries whose answers are looked at to see which signals there are."""
 
 PROBED = 1500
 """Queries on which it is measured how far answers move the estimates."""
@@ -296,16 +299,20 @@ def _line(scaled: Matrix, quality: Matrix) -> Matrix:
 
 
 def _platt(raw: Matrix, quality: Matrix) -> tuple[float, float]:
-    """Slope and offset on the logit scale that make estimates right on average (Platt, 1999)."""
+    """Slope and offset on the logit scale that make estimates right on average (Platt, 1999).
+
+    Where quality does not vary, or estimates say less than nothing, the offset alone is fitted.
+    """
+    flat = (1.0, logit(float(quality.mean())) - float(np.mean([logit(mean) for mean in raw.tolist()])))
     if quality.min() == quality.max():
-        return 1.0, 0.0
+        return flat
     logits = np.array([logit(mean) for mean in raw.tolist()])
     model = sklearn_module("sklearn.linear_model").LogisticRegression(C=1e3)
     twice, weight = np.r_[logits, logits].reshape(-1, 1), np.r_[quality, 1 - quality]
     with quiet():
         model.fit(twice[weight > 0], np.repeat([1, 0], len(logits))[weight > 0], sample_weight=weight[weight > 0])
     slope = float(model.coef_[0, 0])
-    return (slope, float(model.intercept_[0])) if slope > 0 else (1.0, 0.0)
+    return (slope, float(model.intercept_[0])) if slope > 0 else flat
 
 
 def _against_others(moved: Matrix, stage: int) -> float:
@@ -320,19 +327,18 @@ Answers = Sequence[Sequence[Attempt]]
 
 
 def _answers(data: Aligned) -> Answers | None:
-    """(n, k) the recorded answers; None where the table tells nothing of any."""
+    """(n, k) the recorded answers; None where the table tells answers to fewer than FEWEST queries."""
     found = [tuple(row.attempt(stage) for stage, row in zip(data.stages, line, strict=True)) for line in data.rows]
-    tells = any(answer.text or answer.usage.output_tokens or answer.logprobs for line in found for answer in line)
-    return found if tells else None
+    return found if sum(any(map(tells, line)) for line in found) >= FEWEST else None
 
 
-def _signals(answers: Answers, texts: Sequence[str]) -> tuple[str, ...]:
-    """The signals that some answer of the first few hundred has; those that none has would only take time."""
+def _signals(answers: Answers, texts: Sequence[str], rng: np.random.Generator) -> tuple[str, ...]:
+    """The signals that some answer of LOOKED_AT queries has; those that none has would only take time."""
     own = [name for name in history.ALL_SIGNALS if name not in ("answered", "agreement", history.PAIRED)]
     known = set()
-    for line, text in zip(answers[:300], texts, strict=False):
-        for answer in line:
-            read = history.read(answer, history.ALL_SIGNALS, prompt=text)
+    for place in rng.permutation(len(answers))[:LOOKED_AT].tolist():
+        for answer in answers[place]:
+            read = history.read(answer, history.ALL_SIGNALS, prompt=texts[place])
             known |= {name for name in own if getattr(read, name) not in (history.UNKNOWN, history.UNTOLD)}
     return ("answered", "agreement", *(name for name in own if name in known), history.PAIRED)
 
@@ -340,25 +346,29 @@ def _signals(answers: Answers, texts: Sequence[str]) -> tuple[str, ...]:
 def _fit_after(crossed: Crossed, lesson: Lesson, answers: Answers, seed: int, rng: np.random.Generator) -> _Heads:
     """Heads for after an answer; they and the signals that they read are written into ``crossed``."""
     stages = lesson.quality.shape[1]
-    crossed.signals = _signals(answers, lesson.texts)
+    crossed.signals = _signals(answers, lesson.texts, np.random.default_rng(seed))
     read = [_read(line, crossed.signals, text) for line, text in zip(answers, lesson.texts, strict=True)]
     queries, sets = drawn_sets(len(read), stage_sets(stages, rng), rng, most=MOST_AFTER)
     hidden = rng.random(len(queries)) < HIDDEN
     correction = Correction(stages, crossed.signals)
-    rows = []
+    rows, learned = [], []
     for place, stages_of, hide in zip(queries.tolist(), sets, hidden.tolist(), strict=True):
-        found = {stage: read[place][stage] for stage in stages_of}
+        found = {stage: read[place][stage] for stage in stages_of if stage in read[place]}
+        if not found:
+            continue
         if hide:
             found = {stage: history.without_logprobs(told) for stage, told in found.items()}
         rows.append(correction.rows([logit(mean) for mean in crossed.means(place)], found))
+        learned.append(place)
     way = _Way(AFTER, AFTER_TREE, seed)
-    heads = _heads(np.stack(rows), lesson.quality[queries], crossed.fold_of[queries], way)
+    heads = _heads(np.stack(rows), lesson.quality[learned], crossed.fold_of[learned], way)
     crossed.after = heads.crossed
     return heads
 
 
 def _read(line: Sequence[Attempt], signals: tuple[str, ...], text: str) -> dict[int, Signals]:
-    return {stage: history.read(answer, signals, prompt=text) for stage, answer in enumerate(line)}
+    """Signals of the answers that the table tells: one that it does not is no empty answer."""
+    return {stage: history.read(answer, signals, prompt=text) for stage, answer in enumerate(line) if tells(answer)}
 
 
 def _told(crossed: Crossed, answers: Answers, rng: np.random.Generator) -> tuple[list[float], list[float]]:
@@ -372,8 +382,8 @@ def _told(crossed: Crossed, answers: Answers, rng: np.random.Generator) -> tuple
     moved, room = np.zeros((2, stages)), np.full((2, stages), 1e-9)
     for place in places:
         read = _read(answers[place], crossed.signals, crossed.texts[place])
-        for stage in range(stages):
-            cheaper = {number: read[number] for number in range(stage)}
+        for stage in read:
+            cheaper = {number: read[number] for number in range(stage) if number in read}
             for turn, known in enumerate(({}, cheaper) if cheaper else ({},)):
                 now = np.array(crossed.posterior(place, known))
                 then = np.array(crossed.posterior(place, {**known, stage: read[stage]}))
