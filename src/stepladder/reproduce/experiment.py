@@ -21,6 +21,7 @@ from stepladder.reproduce import arms, fits, paper, predicted
 from stepladder.reproduce.arms import Arms, Reading
 from stepladder.reproduce.fits import Fitted, Makers
 from stepladder.train.choose import FOLDS
+from stepladder.train.stack import MOST
 from stepladder.types import Estimates
 
 SCHEMA = 1
@@ -136,12 +137,17 @@ def _by_rules(data: Aligned) -> Aligned:
 def fit_both(
     train: Aligned, makers: Makers, plan: Plan, tick: Callable[[str], None] = lambda told: None
 ) -> tuple[Fitted, Fitted]:
-    """The paper's network and the best predictor that ``train`` finds, fitted to all training rows."""
+    """The paper's network and the best predictor that ``train`` finds, fitted to all training rows.
+
+    Where there are more queries than a stack learns from, boosted trees, which learn from them all, are taken without a
+    comparison: on nano's 33,334 their R² on judged prompts is .503, a stack's .493, and they take half the time.
+    """
+    ours = "gbdt" if len(train) > MOST else "auto"
 
     def fitted(name: str, kind: Any) -> Fitted:
         return fits.fit(name, kind, train, makers, quality_loss=plan.quality_loss, seed=plan.seed, tick=tick)
 
-    return fitted(fits.PAPERS, "mlp"), fitted(fits.OURS, "auto")
+    return fitted(fits.PAPERS, "mlp"), fitted(fits.OURS, ours)
 
 
 def experiment(

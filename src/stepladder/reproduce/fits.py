@@ -34,12 +34,16 @@ class Makers:
     features: Features
 
 
+COMPARED = 6000
+"""Queries that λ rests on: more than a choice among predictors needs."""
+
+
 @dataclass(frozen=True, eq=False)
 class Fitted:
     """A predictor of the experiment, and on which evidence λ is calibrated: ``held`` out of fold (m, k) on ``some``."""
 
     name: str
-    kind: Literal["auto", "mlp"]
+    kind: Literal["auto", "gbdt", "mlp"]
     trained: Trained
     some: Aligned
     held: Matrix
@@ -52,7 +56,7 @@ class Fitted:
 
 def fit(
     name: str,
-    kind: Literal["auto", "mlp"],
+    kind: Literal["auto", "gbdt", "mlp"],
     data: Aligned,
     makers: Makers,
     *,
@@ -67,6 +71,7 @@ def fit(
         makers.predictor,
         makers.features("paper"),
         quality_loss=quality_loss,
+        compared=COMPARED,
         seed=seed,
         tick=lambda told: tick(f"{name}: {told}"),
     )
