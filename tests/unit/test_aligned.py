@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from outcome_tables import STAGES, make_aligned, make_row, make_table
 from stepladder.errors import UsageError
-from stepladder.evaluate.aligned import TokenPrices, align, expected_costs, read_prices
+from stepladder.evaluate.aligned import Aligned, TokenPrices, align, expected_costs, read_prices
 from stepladder.evaluate.reference import SEEN, from_metrics, overlap, reference_of, seen, suited, to_metrics
 
 
@@ -105,11 +107,58 @@ def test_groups_and_prompts_are_known_again():
     ]
     data = align(rows, ("a",), pricing=(1,))
     assert data.groups[0] == data.groups[1]
-    assert len(set(data.groups.tolist())) == 3
+    assert data.groups[2] == data.groups[0]  # the same prompt, in no group by name
+    assert len(set(data.groups.tolist())) == 2
     known = {SEEN: seen(data.take(np.array([0])))}
     assert overlap(data, known).tolist() == [True, True, True, False]
     assert overlap(data, {}).tolist() == [False] * 4
     assert known[SEEN].dtype == np.uint64
+
+
+def tied(pairs: list[tuple[int | None, int]]) -> Aligned:
+    """Queries of these groups and prompts."""
+    rows = [
+        make_row(str(number), "a", 1.0, prompt=f"p{prompt}", group_id=None if group is None else f"g{group}")
+        for number, (group, prompt) in enumerate(pairs)
+    ]
+    return align(rows, ("a",), pricing=(1,))
+
+
+def components(pairs: list[tuple[int | None, int]]) -> list[set[int]]:
+    """The same by merging sets until nothing is left to merge."""
+    found: list[tuple[set[int], set[object]]] = []
+    for number, (group, prompt) in enumerate(pairs):
+        members, keys = {number}, {("p", prompt)} | ({("g", group)} if group is not None else set())
+        for other in [some for some in found if some[1] & keys]:
+            found.remove(other)
+            members, keys = members | other[0], keys | other[1]
+        found.append((members, keys))
+    return [members for members, _ in found]
+
+
+PAIRS = st.lists(st.tuples(st.none() | st.integers(0, 12), st.integers(0, 15)), min_size=1, max_size=30)
+
+
+@given(PAIRS)
+def test_a_group_is_all_that_groups_and_prompts_tie_together(pairs):
+    groups = tied(pairs).groups.tolist()
+    assert sorted(set(groups)) == list(range(max(groups) + 1))
+    told = [{place for place, group in enumerate(groups) if group == number} for number in range(max(groups) + 1)]
+    assert sorted(map(sorted, told)) == sorted(map(sorted, components(pairs)))
+
+
+@given(PAIRS)
+def test_groups_that_share_no_prompt_are_numbered_by_their_hash(pairs):
+    data = tied([(group, number if group is not None else -prompt) for number, (group, prompt) in enumerate(pairs, 1)])
+    assert data.groups.tolist() == np.unique(data.hashes[:, 0], return_inverse=True)[1].tolist()
+
+
+def test_one_prompt_under_many_group_ids_is_one_group():
+    groups = tied([(0, 0), (1, 0), (2, 1), (2, 2), (3, 2), (4, 3)]).groups.tolist()
+    assert groups[0] == groups[1] != groups[2] == groups[3] == groups[4] != groups[5] != groups[0]
+    assert len(set(tied([(number, 0) for number in range(9)]).groups.tolist())) == 1
+    chain = [(number // 2, (number + 1) // 2) for number in range(4000)]
+    assert set(tied(chain).groups.tolist()) == {0}
 
 
 def test_a_reference_survives_in_an_artifacts_metrics():
@@ -131,3 +180,16 @@ def test_costs_in_another_unit_are_taken_from_the_rows():
     assert found.cost.tolist() == [7.0, 7.0, 7.0]
     assert "trained with costs in relative" in notes[0]
     assert suited(trained, "relative", make_aligned(4)) == (trained, [])
+
+
+def test_what_other_models_made_of_a_query_is_of_its_own_split_and_the_first():
+    """Ids may come again in another split, for another question."""
+    rows = [
+        make_row("0", model, quality, split=split, prompt=f"{split} question")
+        for split, quality in (("validation", 0.75), ("train", 0.25))
+        for model in ("a", "m", "n")
+    ]
+    again = make_row("0", "m", 1.0, split="train", prompt="train question")
+    data = align([*rows, again], ("a",), split="train", pricing=(1,))
+    assert data.others.tolist() == [[0.25, 0.25]]
+    assert align(rows, ("a", "m", "n"), split="train", pricing=(1, 2, 3)).others.shape == (1, 0)

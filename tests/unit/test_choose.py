@@ -63,10 +63,10 @@ def test_a_group_falls_into_one_fold():
 
 
 def test_samples_are_of_whole_groups():
-    data = grouped(60, 12)
+    data = grouped(60, 20)
     some = sample(data, 23, chance())
-    assert len(some) == 20
-    assert set(np.bincount(some.groups).tolist()) == {5}
+    assert len(some) == 21
+    assert set(np.bincount(some.groups).tolist()) == {3}
     assert sample(data, 60, chance()) is data
 
 

@@ -97,9 +97,11 @@ class Aligned:
 
     @cached_property
     def groups(self) -> NDArray[np.intp]:
-        """(n,) numbers of the groups; queries of one group rest on the same fact."""
-        numbers: NDArray[np.intp] = np.unique(self.hashes[:, 0], return_inverse=True)[1]
-        return numbers
+        """(n,) numbers of the groups from 0 up; queries of one group rest on the same fact.
+
+        Queries of one group id are one group, and so are all that a shared prompt ties together, link by link.
+        """
+        return _connected(self.hashes)
 
     @cached_property
     def hashes(self) -> Hashes:
@@ -153,7 +155,7 @@ def align(
     quality = np.array([[row.quality for row in line] for line in lines], dtype=np.float64)
     stages, repeated = tuple(names or models), sum(map(len, again.values()))
     samples = _samples(lines, quality, again) if again else None
-    others = _others(rows, models, lines)
+    others = _others((row for row in rows if split in (ALL, row.split)), models, lines)
     return Aligned(stages, tuple(lines), quality, cost, unit, pricing, dropped, repeated, samples, others)
 
 
@@ -235,16 +237,18 @@ def _samples(
     return Samples(total / count, count)
 
 
-def _others(rows: Sequence[OutcomeRow], models: Sequence[str], lines: Sequence[tuple[OutcomeRow, ...]]) -> Matrix:
-    """(n, m) qualities of the models that are no stage."""
-    known = sorted({row.model for row in rows}.difference(models))
-    column = {model: number for number, model in enumerate(known)}
+def _others(rows: Iterable[OutcomeRow], models: Sequence[str], lines: Sequence[tuple[OutcomeRow, ...]]) -> Matrix:
+    """(n, m) qualities of the models that are no stage, the first of each query's."""
     place = {(line[0].dataset, line[0].query_id): number for number, line in enumerate(lines)}
-    found = np.full((len(lines), len(known)), np.nan)
+    told: dict[tuple[str, int], float] = {}
     for row in rows:
         number = place.get((row.dataset, row.query_id))
-        if number is not None and row.model in column:
-            found[number, column[row.model]] = row.quality
+        if number is not None and row.model not in models:
+            told.setdefault((row.model, number), row.quality)
+    column = {model: number for number, model in enumerate(sorted({model for model, _ in told}))}
+    found = np.full((len(lines), len(column)), np.nan)
+    for (model, number), quality in told.items():
+        found[number, column[model]] = quality
     return found
 
 
@@ -324,6 +328,34 @@ def _prices_of(path: str | Path, tree: Mapping[str, Any], model: str) -> tuple[f
 
 
 # ── groups ───────────────────────────────────────────────────────────────────
+
+
+def _connected(hashes: Hashes) -> NDArray[np.intp]:
+    """(n,) the components of the graph whose edges are a group's hash in common, or a prompt's.
+
+    Rising by the smallest group hash of each: where no prompt is in two groups, as np.unique numbers the groups.
+    """
+    groups: NDArray[np.intp] = np.unique(hashes[:, 0], return_inverse=True)[1]
+    _, first, prompts = np.unique(hashes[:, 1], return_index=True, return_inverse=True)
+    beside = groups[first][prompts]  # the group that each query's prompt was met in first
+    links = np.unique(np.column_stack([groups, beside])[groups != beside], axis=0)
+    if not len(links):
+        return groups
+    above = list(range(int(groups.max()) + 1))
+    for one, other in links.tolist():
+        low, high = sorted((_root(above, one), _root(above, other)))
+        above[high] = low
+    roots = np.array([_root(above, group) for group in range(len(above))])
+    found: NDArray[np.intp] = np.unique(roots[groups], return_inverse=True)[1]
+    return found
+
+
+def _root(above: list[int], group: int) -> int:
+    """The smallest group that this one is known to be tied to; halves the way there."""
+    while above[group] != group:
+        above[group] = above[above[group]]
+        group = above[group]
+    return group
 
 
 def _hashes(row: OutcomeRow) -> tuple[int, int]:

@@ -246,13 +246,14 @@ def train(
     *,
     quality_loss: float = 0.01,
     policies: Mapping[str, Policy] = EMPTY,
-    compared: int = COMPARED,
+    compared: int | None = None,
     seed: int = 0,
     tick: Callable[[str], None] = lambda told: None,
 ) -> Trained:
     """Choose among the candidates of a kind by the lowest log-loss out of fold, fit on all rows, and calibrate λ.
 
-    All are compared on the same queries, ``compared`` at the most, of whole groups. Most learn from the other folds of
+    All are compared on the same queries, ``compared`` (by default COMPARED) at the most, of whole groups. Most learn
+    from the other folds of
     those; ``stack``, ``knn`` and the means by task are fitted once, to all rows (MOST at the most), and cross-fitted
     inside: where a table has more rows than are compared, they have learned from more. ``auto`` takes a mean, and not
     the best of the others, unless that one's log-loss is lower by more than a standard error of the paired difference.
@@ -263,7 +264,7 @@ def train(
     """
     rng = np.random.default_rng(seed)
     pool = sample(data, MOST, rng)
-    numbers = drawn(pool, compared, rng)
+    numbers = drawn(pool, compared or COMPARED, rng)
     some = pool.take(numbers)
     fold_of = folds(some, FOLDS, rng)
     ways = candidates(data, kind, classes=has_classes(some))

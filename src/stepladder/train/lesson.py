@@ -48,12 +48,14 @@ def tasks_of(data: Aligned) -> NDArray[np.intp] | None:
         (row[0].dataset or "", row[0].subset or "") if row[0].family is None else (row[0].family, row[0].level or "")
         for row in data.rows
     ]
-    known, number, count = np.unique([" ".join(label) for label in labels], return_inverse=True, return_counts=True)
+    places = {label: place for place, label in enumerate(sorted(set(labels)))}
+    number = np.array([places[label] for label in labels], dtype=np.intp)
+    count = np.bincount(number, minlength=len(places))
     small = count < FEWEST_OF_TASK
     place = np.where(small, 0, np.cumsum(~small))
     found: NDArray[np.intp] = np.unique(place[number], return_inverse=True)[1]
     tasks = int(found.max()) + 1 if len(found) else 0
-    return found if 2 <= tasks <= MOST_TASKS and len(known) > 1 else None
+    return found if 2 <= tasks <= MOST_TASKS and len(places) > 1 else None
 
 
 def factors_of(lesson: Lesson, most: int = 6) -> Matrix:

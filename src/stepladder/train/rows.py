@@ -12,6 +12,9 @@ from stepladder.train.fit import Row
 
 Numbers = NDArray[np.intp]
 
+FEWEST_GROUPS = 5
+"""Groups of a sample at the least, so that it can be cut into folds: of larger ones a part is taken."""
+
 CLASS_GROUPS = 10
 """Fewer, and a fold might leave none of a class to learn from."""
 
@@ -58,5 +61,14 @@ def drawn(data: Aligned, most: int, rng: np.random.Generator) -> Numbers:
         return np.arange(len(data))
     sizes = np.bincount(data.groups)
     order = rng.permutation(len(sizes))
-    taken = order[: int(np.searchsorted(np.cumsum(sizes[order]), most, side="right"))]
-    return np.flatnonzero(np.isin(data.groups, taken))
+    taken = int(np.searchsorted(np.cumsum(sizes[order]), most, side="right"))
+    if taken >= min(FEWEST_GROUPS, len(order)):
+        return np.flatnonzero(np.isin(data.groups, order[:taken]))
+    return _thinned(data.groups, order[:FEWEST_GROUPS], most, rng)
+
+
+def _thinned(groups: Numbers, taken: Numbers, most: int, rng: np.random.Generator) -> Numbers:
+    """Some of the queries of groups that are too large to be taken whole, as many of each."""
+    each = max(most // len(taken), 1)
+    found = [rng.permutation(np.flatnonzero(groups == group))[:each] for group in taken.tolist()]
+    return np.sort(np.concatenate(found))

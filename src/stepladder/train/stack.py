@@ -24,6 +24,7 @@ from stepladder.train.boost import Forest, Tree, depth, forest_of, stacked, stag
 from stepladder.train.fit import quiet, sklearn_module
 from stepladder.train.lesson import Lesson, lesson_of
 from stepladder.train.reading import fit_reading
+from stepladder.train.rows import drawn
 from stepladder.types import Attempt, Estimates
 
 Matrix = NDArray[np.float64]
@@ -159,12 +160,7 @@ def fit_stack(data: Aligned, seed: int = 0) -> Stacked:
 
 def _chosen(data: Aligned, rng: np.random.Generator) -> Numbers:
     """Numbers of the queries that are learned from: whole groups."""
-    if len(data) <= MOST:
-        return np.arange(len(data))
-    sizes = np.bincount(data.groups)
-    order = rng.permutation(len(sizes))
-    taken = order[: int(np.searchsorted(np.cumsum(sizes[order]), MOST, side="right"))]
-    return np.flatnonzero(np.isin(data.groups, taken))
+    return drawn(data, MOST, rng)
 
 
 def _check(lesson: Lesson) -> None:
