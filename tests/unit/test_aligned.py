@@ -161,6 +161,28 @@ def test_one_prompt_under_many_group_ids_is_one_group():
     assert set(tied(chain).groups.tolist()) == {0}
 
 
+@given(st.lists(st.tuples(st.integers(0, 3), st.sampled_from(["train", "validation"]), st.integers(0, 9)), max_size=20))
+def test_other_models_are_read_in_the_split_alone_and_their_first_row_counts(asked):
+    stages = [make_row(str(query), "a", 1.0, split=split) for query in range(4) for split in ("train", "validation")]
+    further = [make_row(str(query), "other", value / 9, split=split) for query, split, value in asked]
+    never = make_row("never asked", "other", 0.0, split="train")
+    for split in ("train", "validation"):
+        data = align([*stages, *further, never], ("a",), split=split, pricing=(1,))
+        expected: dict[int, float] = {}
+        for query, where, value in asked:
+            if where == split:
+                expected.setdefault(query, value / 9)
+        assert data.others is not None
+        np.testing.assert_array_equal(data.others[:, 0], [expected.get(query, np.nan) for query in range(4)])
+
+
+def test_other_models_of_all_splits_count_first_as_stages_do():
+    rows = [make_row("1", model, value, split=split) for split, value in (("x", 0.25), ("y", 0.75)) for model in "ab"]
+    data = align(rows, ("a",), pricing=(1,))
+    assert data.others is not None
+    assert data.quality.tolist() == data.others.tolist() == [[0.25]]
+
+
 def test_a_reference_survives_in_an_artifacts_metrics():
     data = make_aligned(60)
     reference = reference_of(data)
