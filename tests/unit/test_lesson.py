@@ -32,6 +32,13 @@ def test_small_tasks_are_one():
     assert tasks[-1] not in tasks[:-5]
 
 
+def test_names_with_spaces_are_not_run_together():
+    pairs = [("a b", "c"), ("a", "b c")]
+    tasks = tasks_of(labelled([{"dataset": d, "subset": s} for d, s in pairs for _ in range(FEWEST_OF_TASK)]))
+    assert tasks is not None
+    assert tasks.tolist() == np.repeat([1, 0], FEWEST_OF_TASK).tolist()
+
+
 def test_families_come_before_datasets():
     labels = [{"dataset": "same", "family": name, "level": "simple"} for name in "ab" for _ in range(FEWEST_OF_TASK)]
     tasks = tasks_of(labelled(labels))
