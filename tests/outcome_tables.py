@@ -8,6 +8,18 @@ from collections.abc import Sequence
 from stepladder.evaluate.aligned import Aligned, Pricing, align
 from stepladder.evaluate.outcomes import OutcomeRow
 
+REPLAY_LADDER = """
+[costs]
+model = "fixed"
+[[stages]]
+name = "a"
+engine = "replay"
+model = "a"
+cost = 1
+table = "TABLE"
+"""
+"""A ladder of one stage that answers from the table put in TABLE's place."""
+
 STAGES = ("small", "medium", "large")
 RIGHT = {"simple": (0.9, 0.95, 0.97), "medium": (0.3, 0.9, 0.93), "complex": (0.05, 0.3, 0.9)}
 ASKED = {

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from outcome_tables import REPLAY_LADDER
 from stepladder.evaluate.loaders import BENCHMARKS, load
 from stepladder.evaluate.outcomes import read
 
@@ -21,16 +22,6 @@ parquet = pytest.importorskip("pyarrow.parquet")
 
 QUESTION = {"question": "How much is 2 and 3?", "answer": "2+3=5\n#### 5"}
 PLACE = "/datasets/openai/gsm8k/resolve/main/main/train-00000-of-00001.parquet"
-LADDER = """
-[costs]
-model = "fixed"
-[[stages]]
-name = "a"
-engine = "replay"
-model = "a"
-cost = 1
-table = "TABLE"
-"""
 
 
 class FakeHub(BaseHTTPRequestHandler):
@@ -87,7 +78,7 @@ def test_a_benchmark_comes_from_the_hub_by_name(hub: str, tmp_path: Path) -> Non
     (prompt,) = load("gsm8k", tmp_path / "rows.parquet")
     answer = {"query_id": prompt.query_id, "model": "a", "quality": 0, "prompt": prompt.text, "response": "#### 5"}
     (tmp_path / "answers.jsonl").write_text(json.dumps(answer))
-    (tmp_path / "ladder.toml").write_text(LADDER.replace("TABLE", str(tmp_path / "answers.jsonl")))
+    (tmp_path / "ladder.toml").write_text(REPLAY_LADDER.replace("TABLE", str(tmp_path / "answers.jsonl")))
     done = collect(tmp_path, hub, "--task", "gsm8k", "--split", "train")
     assert done.returncode == 0, done.stderr
     (row,) = read(tmp_path / "out.jsonl")

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from outcome_tables import REPLAY_LADDER
 from stepladder.cli import main
 from stepladder.errors import MissingExtraError, UsageError
 from stepladder.evaluate.grouping import Numbering, question_hash, split_of
@@ -267,17 +268,6 @@ def test_long_fields_of_csv_are_read(tmp_path: Path) -> None:
 
 # ── the verb ─────────────────────────────────────────────────────────────────
 
-LADDER = """
-[costs]
-model = "fixed"
-[[stages]]
-name = "a"
-engine = "replay"
-model = "a"
-cost = 1
-table = "TABLE"
-"""
-
 
 @pytest.mark.parametrize("task", ROWS)
 def test_collect_grades_a_benchmark(task: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -288,7 +278,7 @@ def test_collect_grades_a_benchmark(task: str, tmp_path: Path, capsys: pytest.Ca
         for prompt, answer in zip(load(task, file), (RIGHT[task], WRONG[task]), strict=True)
     ]
     table = written(tmp_path / "answers.jsonl", *answers)
-    (tmp_path / "ladder.toml").write_text(LADDER.replace("TABLE", str(table)))
+    (tmp_path / "ladder.toml").write_text(REPLAY_LADDER.replace("TABLE", str(table)))
     out = tmp_path / "out.jsonl"
     asked = ["collect", "-l", str(tmp_path / "ladder.toml"), "--task", task, "--file", str(file), "--out", str(out)]
     assert main([*asked, "--split", "by-group"]) == 0

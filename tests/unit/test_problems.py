@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from outcome_tables import REPLAY_LADDER
 from stepladder.cli import main
 from stepladder.errors import UsageError
 from stepladder.evaluate.judging import by_reference, check_gradable
@@ -141,18 +142,6 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
             read_mbpp(tmp_path / name)
 
 
-LADDER = """
-[costs]
-model = "fixed"
-[[stages]]
-name = "a"
-engine = "replay"
-model = "a"
-cost = 1
-table = "TABLE"
-"""
-
-
 @confined
 def test_collect_grades_a_benchmark(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     problems = file_of(tmp_path, ADD, {**ADD, "task_id": "HumanEval/901", "prompt": ADD["prompt"] + "    # again\n"})
@@ -163,7 +152,7 @@ def test_collect_grades_a_benchmark(tmp_path: Path, capsys: pytest.CaptureFixtur
     ]
     table = file_of(tmp_path, *rows, name="answers.jsonl")
     ladder = tmp_path / "ladder.toml"
-    ladder.write_text(LADDER.replace("TABLE", str(table)))
+    ladder.write_text(REPLAY_LADDER.replace("TABLE", str(table)))
     out = tmp_path / "out.jsonl"
     asked = ["collect", "-l", str(ladder), "--task", "humaneval", "--file", str(problems), "--out", str(out)]
     assert main(asked) == 0

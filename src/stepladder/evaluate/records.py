@@ -10,6 +10,7 @@ import gzip
 import io
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,7 @@ def read_records(path: str | Path, *, columns: Sequence[str] | None = None) -> I
     """
     path = Path(path)
     refuse_pickle(path)
-    try:
+    with _reading(path):
         if path.suffix == ".parquet":
             yield from _parquet(path)
         elif path.suffix == ".csv":
@@ -61,15 +62,20 @@ def read_records(path: str | Path, *, columns: Sequence[str] | None = None) -> I
             yield from _json(path)
         else:
             yield from _json_lines(path)
-    except BROKEN as error:
-        raise UsageError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
 
 def read_lines(path: str | Path) -> Iterator[Record]:
     """The objects of JSON lines, plain or gzipped, whatever the file's name. Raises UsageError as ``read_records``."""
     path = Path(path)
-    try:
+    with _reading(path):
         yield from _json_lines(path)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Raise UsageError that names the file for what breaks while it is read."""
+    try:
+        yield
     except BROKEN as error:
         raise UsageError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
 

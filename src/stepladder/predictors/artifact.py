@@ -243,6 +243,16 @@ def array_of(arrays: Mapping[str, Any], name: str, ndim: int, *, largest: float 
     return np.ascontiguousarray(value, dtype=np.float64)
 
 
+def shaped(
+    arrays: Mapping[str, Any], name: str, shape: tuple[int, ...], *, largest: float = float("inf")
+) -> NDArray[np.float64]:
+    """``array_of`` this shape; raises ArtifactError that names the array where it has another."""
+    array = array_of(arrays, name, len(shape), largest=largest)
+    if array.shape != shape:
+        raise ArtifactError(f"the array {name} should be {shape}, not {array.shape}")
+    return array
+
+
 def numbers_of(value: Any, what: str, length: int, low: float = 0.0, high: float = 1.0) -> tuple[float, ...]:
     """``length`` numbers in [low, high]; raises ArtifactError that names ``what``."""
     is_list = isinstance(value, list | tuple) and len(value) == length

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from stepladder.contracts import LOGPROBS
 from stepladder.errors import ArtifactError
 from stepladder.predictors import history
-from stepladder.predictors.artifact import array_of, content_version, numbers_of
+from stepladder.predictors.artifact import array_of, content_version, numbers_of, shaped
 from stepladder.predictors.grams import BUCKETS, DENSE, hashed_grams
 from stepladder.predictors.lexical import NAMES, WORDS, numbers
 from stepladder.predictors.logistic import from_logit
@@ -47,10 +47,10 @@ class GBDTPredictor:
         self._stages = stages
         self._spreads = numbers_of(params.get("spread", [1.0] * len(stages)), "spread", len(stages))
         self._calibrated = params.get("measured", True) is True
-        self._weights = _shaped(arrays, "weights", (BUCKETS + DENSE, len(stages))).astype(np.float32)
-        self._bias = _shaped(arrays, "bias", (len(stages),))
-        self._base = _shaped(arrays, "base", (len(stages),))
-        self._counts: list[float] = _shaped(arrays, "counts", (WORDS,)).tolist()
+        self._weights = shaped(arrays, "weights", (BUCKETS + DENSE, len(stages))).astype(np.float32)
+        self._bias = shaped(arrays, "bias", (len(stages),))
+        self._base = shaped(arrays, "base", (len(stages),))
+        self._counts: list[float] = shaped(arrays, "counts", (WORDS,)).tolist()
         columns = len(NAMES) + len(stages)
         self._trees = Trees(arrays, params.get("depth"), len(stages), columns)
         self._after: tuple[NDArray[np.float64], Trees] | None = None
@@ -86,7 +86,7 @@ def _after(
 ) -> tuple[NDArray[np.float64], Trees]:
     """Base and trees for after an answer, which read ``columns``."""
     trees = Trees(arrays, params.get(f"{AFTER}depth"), stages, columns, prefix=AFTER)
-    return _shaped(arrays, f"{AFTER}base", (stages,)), trees
+    return shaped(arrays, f"{AFTER}base", (stages,)), trees
 
 
 class Trees:
@@ -101,7 +101,7 @@ class Trees:
             raise ArtifactError(f"{prefix}depth should be a whole number from 0 to {shape[2] - 1}, not {depth!r}")
         self._depth = depth
         left, right = (_within(arrays, f"{prefix}{name}", shape, shape[2]) for name in ("left", "right"))
-        value = _shaped(arrays, f"{prefix}value", shape)
+        value = shaped(arrays, f"{prefix}value", shape)
         kept = (left[:, :, 0] != 0) | (value[:, :, 0] != 0)  # not what only fills up a stage with fewer trees
         kept[:, 0] = True  # so that every stage's sum is one of something
         first = np.arange(int(kept.sum())).reshape(-1, 1) * shape[2]
@@ -109,7 +109,7 @@ class Trees:
         self._roots = first.reshape(-1)
         self._starts = np.r_[0, kept.sum(axis=1).cumsum()[:-1]]
         self._column = _within(arrays, f"{prefix}feature", shape, columns)[kept].reshape(-1)
-        self._threshold = _shaped(arrays, f"{prefix}threshold", shape)[kept].reshape(-1)
+        self._threshold = shaped(arrays, f"{prefix}threshold", shape)[kept].reshape(-1)
         self._value = value[kept].reshape(-1)
 
     def sums(self, inputs: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -132,15 +132,8 @@ class Trees:
         return found
 
 
-def _shaped(arrays: Mapping[str, Any], name: str, shape: tuple[int, ...]) -> NDArray[np.float64]:
-    array = array_of(arrays, name, len(shape))
-    if array.shape != shape:
-        raise ArtifactError(f"the array {name} should be {shape}, not {array.shape}")
-    return array
-
-
 def _within(arrays: Mapping[str, Any], name: str, shape: tuple[int, ...], end: int) -> NDArray[np.int64]:
-    array = _shaped(arrays, name, shape).astype(np.int64)
+    array = shaped(arrays, name, shape).astype(np.int64)
     if array.min() < 0 or array.max() >= end:
         raise ArtifactError(f"the array {name} should hold numbers from 0 to {end - 1}")
     return array

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from stepladder.errors import ArtifactError
 from stepladder.predictors.artifact import array_of, content_version, numbers_of
-from stepladder.predictors.mean import shaped, spread_of
+from stepladder.predictors.mean import single, spread_of
 from stepladder.predictors.reading import NEIGHBOURS, neighbours
 from stepladder.predictors.words import BUCKETS, hashed_words, weighed
 from stepladder.types import Estimates, Features
@@ -40,8 +40,8 @@ class KnnPredictor:
         if not prompts:
             raise ArtifactError("the array near holds no prompt: train it again")
         wanted = {"idf": (BUCKETS,), "project": (BUCKETS, topics), "near": (prompts, topics)}
-        self._idf, self._project, self._near = (shaped(arrays, name, shape) for name, shape in wanted.items())
-        self._quality = shaped(arrays, "near_quality", (prompts, len(stages)))
+        self._idf, self._project, self._near = (single(arrays, name, shape) for name, shape in wanted.items())
+        self._quality = single(arrays, "near_quality", (prompts, len(stages)))
 
     def predict(self, features: Features) -> Estimates:
         """Estimates for every stage."""

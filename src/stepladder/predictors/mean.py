@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stepladder.errors import ArtifactError
-from stepladder.predictors.artifact import array_of, content_version, numbers_of
+from stepladder.predictors.artifact import array_of, content_version, numbers_of, shaped
 from stepladder.predictors.reading import LARGEST, by_task
 from stepladder.predictors.words import BUCKETS, hashed_words, weighed
 from stepladder.types import Estimate, Estimates, Features
@@ -41,7 +41,7 @@ class MeanPredictor:
         self._words: tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]] | None = None
         if tasks > 1:
             wanted = {"idf": (BUCKETS,), "project": (BUCKETS, tasks), "offset": (tasks,)}
-            idf, project, offset = (shaped(arrays, name, shape) for name, shape in wanted.items())
+            idf, project, offset = (single(arrays, name, shape) for name, shape in wanted.items())
             self._words = idf, project, offset
 
     def predict(self, features: Features) -> Estimates:
@@ -61,9 +61,6 @@ def spread_of(mean: float, spread: float) -> Estimate:
     return Estimate(inside, sqrt(spread * inside * (1 - inside)))
 
 
-def shaped(arrays: Mapping[str, Any], name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """The array of this shape; raises ArtifactError that names it."""
-    array = array_of(arrays, name, len(shape), largest=LARGEST)
-    if array.shape != shape:
-        raise ArtifactError(f"the array {name} should be {shape}, not {array.shape}")
-    return array.astype(np.float32)
+def single(arrays: Mapping[str, Any], name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """The array of this shape in single precision; raises ArtifactError that names it."""
+    return shaped(arrays, name, shape, largest=LARGEST).astype(np.float32)

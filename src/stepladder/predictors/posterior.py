@@ -29,7 +29,7 @@ class Correction:
     """
 
     def __init__(self, stages: int, signals: Sequence[str]) -> None:
-        self._stages, self._signals = stages, tuple(signals)
+        self._stages, self.signals = stages, tuple(signals)
         self._own = [name for name in signals if name != PAIRED]
         place = {name: number for number, name in enumerate(history.names(stages, signals))}
         self._mine = np.array([[place[f"{name} {j}"] for name in self._own] for j in range(stages)], dtype=np.intp)
@@ -37,7 +37,7 @@ class Correction:
 
     def rows(self, logits: Sequence[float], answered: Mapping[int, Signals]) -> Matrix:
         """(k, columns) for answers with these signals, by the numbers of their stages; there is at least one."""
-        told = np.array(history.numbers(answered, self._stages, self._signals))
+        told = np.array(history.numbers(answered, self._stages, self.signals))
         common = np.concatenate([logits, told])
         seen = [self._seen(j, logits, answered) for j in range(self._stages)]
         return np.hstack([np.tile(common, (self._stages, 1)), told[self._mine], seen])

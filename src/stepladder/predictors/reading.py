@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from stepladder.errors import ArtifactError
 from stepladder.predictors import lexical, structure
-from stepladder.predictors.artifact import array_of
+from stepladder.predictors.artifact import array_of, shaped
 from stepladder.predictors.words import BUCKETS, hashed_words, weighed
 
 Matrix = NDArray[np.float64]
@@ -44,8 +44,8 @@ class Reading:
 
     def __init__(self, arrays: Mapping[str, Any], stages: int) -> None:
         self.stages = stages
-        self._counts: list[float] = _shaped(arrays, "counts", (lexical.WORDS,)).tolist()
-        self._idf = _shaped(arrays, "idf", (BUCKETS,)).astype(np.float32)
+        self._counts: list[float] = shaped(arrays, "counts", (lexical.WORDS,), largest=LARGEST).tolist()
+        self._idf = shaped(arrays, "idf", (BUCKETS,), largest=LARGEST).astype(np.float32)
         project, offset = (
             array_of(arrays, "project", 2, largest=LARGEST),
             array_of(arrays, "offset", 1, largest=LARGEST),
@@ -65,8 +65,8 @@ class Reading:
         self._project = project.astype(np.float32)
         self._offset = offset.astype(np.float32)
         self._scored = stages + factors
-        self._weights = _shaped(arrays, "topic_weights", (topics, stages)).astype(np.float32)
-        self._bias = _shaped(arrays, "topic_bias", (stages,)).astype(np.float32)
+        self._weights = shaped(arrays, "topic_weights", (topics, stages), largest=LARGEST).astype(np.float32)
+        self._bias = shaped(arrays, "topic_bias", (stages,), largest=LARGEST).astype(np.float32)
         self._near, self._near_quality = near.astype(np.float32), quality.astype(np.float32)
         self.names = names(stages, factors, tasks, topics, quality.shape[1])
         self.columns = len(self.names)
@@ -120,10 +120,3 @@ def by_task(scores: NDArray[np.float32], cells: NDArray[np.float32]) -> NDArray[
     chances = np.exp(scores - scores.max(axis=-1, keepdims=True))
     found: NDArray[np.float32] = chances @ cells / chances.sum(axis=-1, keepdims=True)
     return found
-
-
-def _shaped(arrays: Mapping[str, Any], name: str, shape: tuple[int, ...]) -> Matrix:
-    array = array_of(arrays, name, len(shape), largest=LARGEST)
-    if array.shape != shape:
-        raise ArtifactError(f"the array {name} should be {shape}, not {array.shape}")
-    return array

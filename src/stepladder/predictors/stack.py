@@ -5,7 +5,7 @@ One artifact holds two profiles: ``full``, and ``fast``, which is a ``gbdt`` on 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping, Sequence
 from math import exp, log, sqrt
 from typing import Any, Literal, get_args
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from stepladder.contracts import LOGPROBS
 from stepladder.errors import ArtifactError
 from stepladder.predictors import history
-from stepladder.predictors.artifact import array_of, content_version, numbers_of
+from stepladder.predictors.artifact import content_version, numbers_of, shaped
 from stepladder.predictors.gbdt import GBDTPredictor, Trees
 from stepladder.predictors.posterior import Correction
 from stepladder.predictors.reading import Reading
@@ -94,16 +94,8 @@ class StackPredictor:
             means = self._before.means(for_each_stage(self._reading.row(features.text), len(self._stages)))
             if self._after is not None and answered:
                 means = self._after.means(self._correction.rows([logit(mean) for mean in means], answered))
-        told = self._told[bool(answered)]
-        return Estimates(
-            {
-                stage: estimate_of(mean, spread, 0.0 if number in answered else share)
-                for number, (stage, mean, spread, share) in enumerate(
-                    zip(self._stages, means, self._spreads, told, strict=True)
-                )
-            },
-            calibrated=self._calibrated,
-        )
+        estimates = estimates_of(means, self._spreads, self._told[bool(answered)], answered)
+        return Estimates(dict(zip(self._stages, estimates, strict=True)), calibrated=self._calibrated)
 
 
 class Head:
@@ -117,15 +109,12 @@ class Head:
     def __init__(
         self, arrays: Mapping[str, Any], params: Mapping[str, Any], prefix: str, stages: int, columns: int
     ) -> None:
-        def shaped(name: str, *shape: int) -> NDArray[np.float64]:
-            array = array_of(arrays, prefix + name, len(shape), largest=LARGEST)
-            if array.shape != shape:
-                raise ArtifactError(f"the array {prefix}{name} should be {shape}, not {array.shape}")
-            return array
+        def mine(name: str, *shape: int) -> NDArray[np.float64]:
+            return shaped(arrays, prefix + name, shape, largest=LARGEST)
 
-        self._middle, self._scale = shaped("middle", columns), shaped("scale", columns)
-        self._line, self._bias = np.ascontiguousarray(shaped("line", columns, stages).T), shaped("line_bias", stages)
-        self._base, self._platt = shaped("base", 1), shaped("platt", stages, 2).tolist()
+        self._middle, self._scale = mine("middle", columns), mine("scale", columns)
+        self._line, self._bias = np.ascontiguousarray(mine("line", columns, stages).T), mine("line_bias", stages)
+        self._base, self._platt = mine("base", 1), mine("platt", stages, 2).tolist()
         self._trees = Trees(arrays, params.get(f"{prefix}depth"), 1, columns, prefix=prefix)
 
     def means(self, rows: NDArray[np.float64]) -> list[float]:
@@ -159,6 +148,14 @@ def logit(mean: float) -> float:
 def sigmoid(value: float) -> float:
     """1 / (1 + exp(−value))."""
     return 1 / (1 + exp(-min(max(value, -30.0), 30.0)))
+
+
+def estimates_of(
+    means: Sequence[float], spreads: Sequence[float], told: Sequence[float], answered: Container[int]
+) -> list[Estimate]:
+    """``estimate_of`` every stage: one that answered has nothing more to tell."""
+    zipped = enumerate(zip(means, spreads, told, strict=True))
+    return [estimate_of(mean, spread, 0.0 if i in answered else share) for i, (mean, spread, share) in zipped]
 
 
 def estimate_of(mean: float, spread: float, told: float) -> Estimate:

@@ -15,7 +15,17 @@ from stepladder.predictors.artifact import Artifact
 from stepladder.predictors.gbdt import Trees
 from stepladder.predictors.grams import BUCKETS, DENSE
 from stepladder.predictors.lexical import numbers, word_counts
-from stepladder.train.fit import Grams, Matrix, Row, check, qualities, quiet, sklearn_module
+from stepladder.train.fit import (
+    Grams,
+    Matrix,
+    Row,
+    check,
+    halves_of,
+    qualities,
+    quiet,
+    sklearn_module,
+    spread_of_outcomes,
+)
 
 TREES, LEAVES = 300, 15
 """Trees of a stage at the most, and leaves of a tree."""
@@ -88,7 +98,7 @@ def prepared(rows: Sequence[Row], stages: Sequence[str], grams: Grams | None = N
     check(rows, stages)
     place = {text: number for number, text in enumerate(dict.fromkeys(row.text for row in rows))}
     groups = _groups(rows, place)
-    counts = word_counts(_by_group(place, groups))
+    counts = word_counts(by_group(place, groups))
     hashed = (grams or Grams(place)).of(place)
     asked = [_Asked.of(rows, stage, place) for stage in range(len(stages))]
     lines = [_ridge(hashed[each.texts], each.quality) for each in asked]
@@ -111,7 +121,11 @@ def before(found: Prepared, stages: Sequence[str], seed: int, *, leaves: int = L
         **stacked(forests),
     }
     metrics = {"rows": sum(len(each.texts) for each in found.asked), "trees": sum(len(each.value) for each in forests)}
-    params = {"depth": depth(arrays), "spread": [_spread(each.quality) for each in found.asked], "measured": True}
+    params = {
+        "depth": depth(arrays),
+        "spread": [spread_of_outcomes(each.quality) for each in found.asked],
+        "measured": True,
+    }
     return Artifact("gbdt", tuple(stages), params=params, arrays=arrays, metrics=metrics)
 
 
@@ -151,17 +165,12 @@ def _groups(rows: Sequence[Row], place: Mapping[str, int]) -> NDArray[np.intp]:
     return found
 
 
-def _by_group(texts: Iterable[str], groups: NDArray[np.intp]) -> list[list[str]]:
+def by_group(texts: Iterable[str], groups: NDArray[np.intp]) -> list[list[str]]:
     """The texts of each group."""
     found: dict[int, list[str]] = {}
     for text, group in zip(texts, groups.tolist(), strict=True):
         found.setdefault(group, []).append(text)
     return list(found.values())
-
-
-def _spread(quality: Matrix) -> float:
-    binary = float(quality.mean() * (1 - quality.mean()))
-    return min(float(quality.var()) / binary, 1.0) if binary > 0 else 1.0
 
 
 # ── the linear score ─────────────────────────────────────────────────────────
@@ -227,8 +236,8 @@ def forest_of(inputs: Matrix, quality: Matrix, trees: int, seed: int, tree: Tree
 
 def grown(inputs: Matrix, quality: Matrix, seed: int, trees: int, tree: Tree) -> Any:
     """scikit-learn's model; None where no row, or only rows of one kind, is there to learn from."""
-    right, wrong = np.flatnonzero(quality > 0), np.flatnonzero(quality < 1)
-    if not len(right) or not len(wrong):
+    halves = halves_of(quality)
+    if len(np.unique(halves.labels)) < 2:
         return None
     model = sklearn_module("sklearn.ensemble").HistGradientBoostingClassifier(
         max_iter=trees,
@@ -241,10 +250,9 @@ def grown(inputs: Matrix, quality: Matrix, seed: int, trees: int, tree: Tree) ->
         early_stopping=False,
         random_state=seed,
     )
-    both, weight = np.r_[right, wrong], np.r_[quality[right], 1 - quality[wrong]]
-    told = weight if tree.weighted or (weight != 1).any() else None
+    told = halves.weight if tree.weighted or (halves.weight != 1).any() else None
     with quiet():
-        model.fit(inputs[both], np.repeat([1, 0], (len(right), len(wrong))), sample_weight=told)
+        model.fit(inputs[halves.rows], halves.labels, sample_weight=told)
     return model
 
 

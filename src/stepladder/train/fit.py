@@ -179,10 +179,9 @@ def _fit_stage(rows: Sequence[Row], grams: Any, seed: int, inverse_penalty: floa
     model = sklearn_module("sklearn.linear_model").LogisticRegression(
         C=inverse_penalty, max_iter=300, random_state=seed
     )
-    right, wrong = np.flatnonzero(quality > 0), np.flatnonzero(quality < 1)  # a row with weight 0 would only cost time
-    weight = np.concatenate([quality[right], 1 - quality[wrong]])
+    halves = halves_of(quality)
     with quiet():
-        model.fit(grams[np.r_[right, wrong]], np.repeat([1, 0], (len(right), len(wrong))), sample_weight=weight)
+        model.fit(grams[halves.rows], halves.labels, sample_weight=halves.weight)
     means = model.predict_proba(grams)[:, 1]
     return _StageFit(model.coef_[0], float(model.intercept_[0]), quality, means)
 
@@ -309,6 +308,28 @@ def check(rows: Sequence[Row], stages: Sequence[str]) -> None:
             raise UsageError(f"a row has stage number {row.stage}; the ladder has {len(stages)} stages")
         if not 0.0 <= row.quality <= 1.0:
             raise UsageError(f"a row has quality {row.quality}; it should be from 0 to 1")
+
+
+class Halves(NamedTuple):
+    """Outcomes as right and wrong answers: ``rows`` (m,) numbers of the outcomes, ``labels`` 1 or 0, and ``weight``."""
+
+    rows: NDArray[np.intp]
+    labels: NDArray[np.intp]
+    weight: Matrix
+
+
+def halves_of(quality: Matrix) -> Halves:
+    """A quality between 0 and 1 as that share of a right answer and the rest of a wrong one, the right ones first. What
+    would weigh 0 is left out: it would only cost time."""
+    right, wrong = np.flatnonzero(quality > 0), np.flatnonzero(quality < 1)
+    labels: NDArray[np.intp] = np.repeat([1, 0], (len(right), len(wrong)))
+    return Halves(np.r_[right, wrong], labels, np.r_[quality[right], 1 - quality[wrong]])
+
+
+def spread_of_outcomes(quality: Matrix) -> float:
+    """Variance of the outcomes as a share of what right-or-wrong answers of the same mean would have."""
+    binary = float(quality.mean() * (1 - quality.mean()))
+    return min(float(quality.var()) / binary, 1.0) if binary > 0 else 1.0
 
 
 def qualities(rows: Sequence[Row]) -> Matrix:

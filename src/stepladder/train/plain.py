@@ -12,7 +12,7 @@ from stepladder.errors import UsageError
 from stepladder.evaluate.aligned import Aligned
 from stepladder.predictors.artifact import Artifact
 from stepladder.predictors.knn import shrunk
-from stepladder.predictors.reading import Reading
+from stepladder.train.fit import spread_of_outcomes
 from stepladder.train.lesson import lesson_of, tasks_of
 from stepladder.train.reading import Read, fit_reading
 
@@ -67,13 +67,13 @@ def by_neighbours(read: Read, data: Aligned) -> Matrix:
 
 
 def _columns(read: Read, names: Sequence[str]) -> Matrix:
-    place = {name: number for number, name in enumerate(Reading(read.arrays, len(names)).names)}
+    place = {name: number for number, name in enumerate(read.names(len(names)))}
     found: Matrix = np.clip(read.rows[:, [place[name] for name in names]], 0.0, 1.0)
     return found
 
 
 def _artifact(kind: str, data: Aligned, params: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Artifact:
-    spread = [_spread(quality) for quality in data.quality.T]
+    spread = [spread_of_outcomes(quality) for quality in data.quality.T]
     return Artifact(
         kind=kind,
         stages=data.stages,
@@ -81,9 +81,3 @@ def _artifact(kind: str, data: Aligned, params: Mapping[str, Any], arrays: Mappi
         arrays={name: np.ascontiguousarray(array) for name, array in arrays.items()},
         metrics={"rows": float(data.quality.size)},
     )
-
-
-def _spread(quality: Matrix) -> float:
-    """Variance of the outcomes as a share of what right-or-wrong answers of the same mean would have."""
-    binary = float(quality.mean() * (1 - quality.mean()))
-    return min(float(quality.var()) / binary, 1.0) if binary > 0 else 1.0

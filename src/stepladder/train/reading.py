@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from stepladder.predictors import lexical, structure
 from stepladder.predictors.reading import MOST_NEAR, SHOWN, by_task, names, neighbours
 from stepladder.predictors.words import BUCKETS, hashed_words, weighed
+from stepladder.train.boost import by_group
 from stepladder.train.fit import quiet, sklearn_module
 from stepladder.train.lesson import Lesson, factors_of
 
@@ -43,6 +44,12 @@ class Read(NamedTuple):
     arrays: dict[str, NDArray[Any]]
     rows: Matrix
 
+    def names(self, stages: int) -> tuple[str, ...]:
+        """The columns of ``rows``."""
+        tasks, topics = len(self.arrays["cells"]), self.arrays["near"].shape[1]
+        factors = len(self.arrays["offset"]) - stages - tasks
+        return names(stages, factors, tasks, topics, self.arrays["near_quality"].shape[1])
+
 
 def fit_reading(lesson: Lesson, seed: int = 0) -> Read:
     """Fit a reading. The regressions behind ``rows`` are cross-fitted, whole groups at a time, and neighbours come from
@@ -50,7 +57,7 @@ def fit_reading(lesson: Lesson, seed: int = 0) -> Read:
     stages = lesson.quality.shape[1]
     rng = np.random.default_rng(seed)
     fold_of = (rng.permutation(int(lesson.groups.max()) + 1) % FOLDS)[lesson.groups]
-    counts = lexical.word_counts(_by_group(lesson))
+    counts = lexical.word_counts(by_group(lesson.texts, lesson.groups))
     words, idf = _words(lesson.texts)
     kinds = _one_hot(lesson.tasks, len(lesson.texts))
     factors = factors_of(lesson)
@@ -84,10 +91,9 @@ def fit_reading(lesson: Lesson, seed: int = 0) -> Read:
         "near": unit[kept].astype(np.float16),
         "near_quality": known[kept].astype(np.float16),
     }
-    rows = np.hstack(told)
-    expected = names(stages, factors.shape[1], kinds.shape[1], topics.shape[1], known.shape[1])
-    assert rows.shape[1] == len(expected)  # noqa: S101 - the two sides of one contract
-    return Read(arrays, rows)
+    read = Read(arrays, np.hstack(told))
+    assert read.rows.shape[1] == len(read.names(stages))  # noqa: S101 - the two sides of one contract
+    return read
 
 
 class _Line(NamedTuple):
@@ -224,10 +230,3 @@ def _numbers(texts: Sequence[str], counts: NDArray[np.float32]) -> Matrix:
     known = counts.tolist()
     lines = [[*lexical.numbers(text, known, known=True), *structure.structure(text)] for text in texts]
     return np.array(lines, dtype=np.float64)
-
-
-def _by_group(lesson: Lesson) -> list[list[str]]:
-    found: dict[int, list[str]] = {}
-    for text, group in zip(lesson.texts, lesson.groups.tolist(), strict=True):
-        found.setdefault(group, []).append(text)
-    return list(found.values())

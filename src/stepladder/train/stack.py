@@ -18,10 +18,10 @@ from stepladder.predictors import history
 from stepladder.predictors.artifact import Artifact
 from stepladder.predictors.history import Signals
 from stepladder.predictors.posterior import Correction
-from stepladder.predictors.stack import AFTER, CLIP, Head, estimate_of, for_each_stage, logit
-from stepladder.train.after import drawn_sets, stage_sets, tells
+from stepladder.predictors.stack import AFTER, CLIP, Head, estimates_of, for_each_stage, logit
+from stepladder.train.after import HIDDEN, drawn_sets, stage_sets, tells
 from stepladder.train.boost import Forest, Tree, depth, forest_of, stacked, staged
-from stepladder.train.fit import quiet, sklearn_module
+from stepladder.train.fit import halves_of, quiet, sklearn_module, spread_of_outcomes
 from stepladder.train.lesson import Lesson, lesson_of
 from stepladder.train.reading import fit_reading
 from stepladder.train.rows import drawn
@@ -50,9 +50,6 @@ MOST_AFTER = 40_000
 
 FLAT = 1e-9
 """A column whose standard deviation is below this says nothing."""
-
-HIDDEN = 0.5
-"""Share of the examples without log probabilities: where the table has them, a server may still tell none."""
 
 LOOKED_AT = 600
 """Queries whose answers are looked at to see which signals there are."""
@@ -89,11 +86,16 @@ class Crossed:
     fold_of: Numbers
     before: Sequence[Head]
     after: Sequence[Head]
-    signals: tuple[str, ...]
     texts: Sequence[str]
     spread: Sequence[float]
+    correction: Correction | None = None
     told: tuple[Sequence[float], Sequence[float]] = ((), ())
     _means: dict[int, list[float]] = field(default_factory=dict)
+
+    @property
+    def signals(self) -> tuple[str, ...]:
+        """What is read of answers; nothing where the table told of none."""
+        return () if self.correction is None else self.correction.signals
 
     def means(self, place: int) -> list[float]:
         """The query's estimates before any answer."""
@@ -105,24 +107,17 @@ class Crossed:
     def posterior(self, place: int, answered: Mapping[int, Signals]) -> list[float]:
         """The query's estimates after answers with these signals."""
         means = self.means(place)
-        if not self.after or not answered:
+        if self.correction is None or not answered:
             return means
-        rows = Correction(len(self.stages), self.signals).rows([logit(mean) for mean in means], answered)
+        rows = self.correction.rows([logit(mean) for mean in means], answered)
         return self.after[int(self.fold_of[place])].means(rows)
 
     def estimates(self, place: int, attempts: tuple[Attempt, ...] = ()) -> Estimates:
         """What the router would be told of the query after these attempts."""
         found = history.answered(attempts, self.stages, self.signals, prompt=self.texts[place])
         told = self.told[bool(found)] or [0.0] * len(self.stages)
-        means = self.posterior(place, found)
-        zipped = enumerate(zip(self.stages, means, self.spread, told, strict=True))
-        return Estimates(
-            {
-                stage: estimate_of(mean, spread, 0.0 if i in found else share)
-                for i, (stage, mean, spread, share) in zipped
-            },
-            calibrated=True,
-        )
+        said = estimates_of(self.posterior(place, found), self.spread, told, found)
+        return Estimates(dict(zip(self.stages, said, strict=True)), calibrated=True)
 
 
 def fit_stack(data: Aligned, seed: int = 0) -> Stacked:
@@ -133,7 +128,7 @@ def fit_stack(data: Aligned, seed: int = 0) -> Stacked:
     where there are fewer than FEWEST queries or too few groups, MissingExtraError.
     """
     rng = np.random.default_rng(seed)
-    chosen = _chosen(data, rng)
+    chosen = drawn(data, MOST, rng)
     some = data.take(chosen)
     lesson = lesson_of(some)
     _check(lesson)
@@ -142,8 +137,8 @@ def fit_stack(data: Aligned, seed: int = 0) -> Stacked:
     inputs = np.stack([for_each_stage(row, len(data.stages)) for row in read.rows])
     before = _heads(inputs, lesson.quality, fold_of, _Way("", TREE, seed))
     del inputs  # k times as large as the rows
-    spread = [_spread(quality) for quality in lesson.quality.T]
-    crossed = Crossed(data.stages, chosen, read.rows, fold_of, before.crossed, (), (), lesson.texts, spread)
+    spread = [spread_of_outcomes(quality) for quality in lesson.quality.T]
+    crossed = Crossed(data.stages, chosen, read.rows, fold_of, before.crossed, (), lesson.texts, spread)
     arrays: dict[str, NDArray[Any]] = {**read.arrays, **before.arrays}
     params: dict[str, Any] = {"depth": before.depth, "spread": spread, "measured": True}
     metrics = {"rows": float(lesson.quality.size), "trees": float(before.trees)}
@@ -158,11 +153,6 @@ def fit_stack(data: Aligned, seed: int = 0) -> Stacked:
     return Stacked(arrays, params, metrics, crossed)
 
 
-def _chosen(data: Aligned, rng: np.random.Generator) -> Numbers:
-    """Numbers of the queries that are learned from: whole groups."""
-    return drawn(data, MOST, rng)
-
-
 def _check(lesson: Lesson) -> None:
     groups = len(np.unique(lesson.groups))
     if len(lesson.texts) < FEWEST or groups < FEWEST // 2:
@@ -170,11 +160,6 @@ def _check(lesson: Lesson) -> None:
             f"a stack learns from {FEWEST} queries of {FEWEST // 2} groups at the least; these are "
             f"{len(lesson.texts)} of {groups}: collect more, or train 'logistic'"
         )
-
-
-def _spread(quality: Matrix) -> float:
-    binary = float(quality.mean() * (1 - quality.mean()))
-    return min(float(quality.var()) / binary, 1.0) if binary > 0 else 1.0
 
 
 # ── heads ────────────────────────────────────────────────────────────────────
@@ -280,16 +265,12 @@ def _sigmoids(values: Matrix) -> Matrix:
 
 def _line(scaled: Matrix, quality: Matrix) -> Matrix:
     """Weights, and at the end the bias, of a logistic regression."""
-    right, wrong = np.flatnonzero(quality > 0), np.flatnonzero(quality < 1)
-    if not len(right) or not len(wrong):
+    halves = halves_of(quality)
+    if len(np.unique(halves.labels)) < 2:
         return np.append(np.zeros(scaled.shape[1]), logit(float(quality.mean())))
     model: Any = sklearn_module("sklearn.linear_model").LogisticRegression(C=PENALTY, max_iter=300)
     with quiet():
-        model.fit(
-            scaled[np.r_[right, wrong]],
-            np.repeat([1, 0], (len(right), len(wrong))),
-            sample_weight=np.r_[quality[right], 1 - quality[wrong]],
-        )
+        model.fit(scaled[halves.rows], halves.labels, sample_weight=halves.weight)
     found: Matrix = np.concatenate((model.coef_[0], model.intercept_))
     return found
 
@@ -299,10 +280,10 @@ def _platt(raw: Matrix, quality: Matrix) -> tuple[float, float]:
 
     Where quality does not vary, or estimates say less than nothing, the offset alone is fitted.
     """
-    flat = (1.0, logit(float(quality.mean())) - float(np.mean([logit(mean) for mean in raw.tolist()])))
+    logits = np.array([logit(mean) for mean in raw.tolist()])
+    flat = (1.0, logit(float(quality.mean())) - float(logits.mean()))
     if quality.min() == quality.max():
         return flat
-    logits = np.array([logit(mean) for mean in raw.tolist()])
     model = sklearn_module("sklearn.linear_model").LogisticRegression(C=1e3)
     twice, weight = np.r_[logits, logits].reshape(-1, 1), np.r_[quality, 1 - quality]
     with quiet():
@@ -340,13 +321,13 @@ def _signals(answers: Answers, texts: Sequence[str], rng: np.random.Generator) -
 
 
 def _fit_after(crossed: Crossed, lesson: Lesson, answers: Answers, seed: int, rng: np.random.Generator) -> _Heads:
-    """Heads for after an answer; they and the signals that they read are written into ``crossed``."""
+    """Heads for after an answer; they and what they read are written into ``crossed``."""
     stages = lesson.quality.shape[1]
-    crossed.signals = _signals(answers, lesson.texts, np.random.default_rng(seed))
-    read = [_read(line, crossed.signals, text) for line, text in zip(answers, lesson.texts, strict=True)]
+    signals = _signals(answers, lesson.texts, np.random.default_rng(seed))
+    correction = Correction(stages, signals)
+    read = [_read(line, signals, text) for line, text in zip(answers, lesson.texts, strict=True)]
     queries, sets = drawn_sets(len(read), stage_sets(stages, rng), rng, most=MOST_AFTER)
     hidden = rng.random(len(queries)) < HIDDEN
-    correction = Correction(stages, crossed.signals)
     rows, learned = [], []
     for place, stages_of, hide in zip(queries.tolist(), sets, hidden.tolist(), strict=True):
         found = {stage: read[place][stage] for stage in stages_of if stage in read[place]}
@@ -358,7 +339,7 @@ def _fit_after(crossed: Crossed, lesson: Lesson, answers: Answers, seed: int, rn
         learned.append(place)
     way = _Way(AFTER, AFTER_TREE, seed)
     heads = _heads(np.stack(rows), lesson.quality[learned], crossed.fold_of[learned], way)
-    crossed.after = heads.crossed
+    crossed.after, crossed.correction = heads.crossed, correction
     return heads
 
 
