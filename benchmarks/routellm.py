@@ -3,8 +3,8 @@
     python benchmarks/routellm.py [--out FILE] [--seeds 3] [--parts gsm8k,mmlu1500,mmlu] [--jobs 2]
 
 APGR, CPT(50) and CPT(80) rank the queries by the predicted gain of GPT-4 over Mixtral (RouteLLM, arXiv 2406.18665; an
-exact integral over all thresholds). Contaminated queries are left out, as RouteLLM does. Every estimate is of a query whose
-group was not learned from. Every figure is told twice: ``others``
+exact integral over all thresholds). Contaminated queries are left out, as RouteLLM does. Every estimate is of a query
+whose group was not learned from. Every figure is told twice: ``others``
 false learns from these two models' outcomes alone; true also from what the models of the other tables made of the same
 stems, for the queries that are learned from (no labels of these two models, but no data of RouteLLM's either). Needs
 ../shared/data. The share of queries that go to GPT-4 stands in cpt50 and cpt80.
