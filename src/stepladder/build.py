@@ -26,7 +26,7 @@ from stepladder.errors import (
 from stepladder.hub import is_hub_reference, resolve
 from stepladder.router import Parts, Router
 from stepladder.traces.memory import MemoryTraceStore
-from stepladder.types import EngineCost, Ladder, Mode, Stage, Versions
+from stepladder.types import Attempt, EngineCost, Ladder, Mode, Stage, Versions
 from stepladder.version import __version__
 
 if TYPE_CHECKING:
@@ -264,8 +264,10 @@ def _costs(settings: Settings, ladder: Ladder, engines: Mapping[str, Engine]) ->
 
 
 def _forecast(engines: Mapping[str, Engine]) -> Forecast:
-    def forecast(stage: Stage, prompt_tokens: int, output_tokens: int) -> EngineCost | None:
-        return engines[stage.name].expected_cost(stage, prompt_tokens, output_tokens)
+    def forecast(
+        stage: Stage, prompt_tokens: int, output_tokens: int, draft: Attempt | None = None
+    ) -> EngineCost | None:
+        return engines[stage.name].expected_cost(stage, prompt_tokens, output_tokens, draft)
 
     return forecast
 

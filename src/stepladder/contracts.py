@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, Iterable, Mapping
 from typing import Any, Final, Protocol
 
 from stepladder.types import (
@@ -44,11 +44,17 @@ class Predictor(Protocol):
 
 
 class CostModel(Protocol):
-    """What calling a stage is expected to cost now, and what an attempt is billed."""
+    """What calling a stage is expected to cost now, and what an attempt is billed.
+
+    ``draft`` is the answer of ``history`` that a policy would hand to this stage (``types.draft_below``), None where
+    there is none: a model that goes by the engine's forecast passes it on.
+    """
 
     version: str
 
-    def expected(self, stage: Stage, request: Request, history: tuple[Attempt, ...] = ()) -> Cost: ...
+    def expected(
+        self, stage: Stage, request: Request, history: tuple[Attempt, ...] = (), draft: Attempt | None = None
+    ) -> Cost: ...
     def billed(self, stage: Stage, attempt: Attempt) -> float: ...
 
 
@@ -66,7 +72,9 @@ class Engine(Protocol):
     ``generate`` never raises for a failure of the model or its server: it yields one ``Attempt`` that carries a
     ``Fault``. Closing the generator early cancels the work. ``Attempt.first_token_s`` is set exactly where a ``Delta``
     was yielded. ``expected_cost`` answers None until it has something to go by; ``draft`` is a lower stage's answer
-    that this one may read in one pass.
+    that this one may read in one pass: a hint, which an engine may ignore, and which never changes what the law of the
+    answer is. ``request.dials.lam`` is the λ in force, whether the caller named one or not. An engine that speculates
+    says so in ``Attempt.speculation``.
     """
 
     def capabilities(self, stage: Stage) -> frozenset[Capability]: ...
@@ -91,8 +99,13 @@ class TraceStore(Protocol):
     def close(self) -> None: ...
 
 
-Forecast = Callable[[Stage, int, int], EngineCost | None]
-"""(stage, prompt tokens, output tokens) → the engine's own forecast; None where it has nothing to go by yet."""
+class Forecast(Protocol):
+    """The engine's own forecast for a call (``Engine.expected_cost``); None where it has nothing to go by yet."""
+
+    def __call__(
+        self, stage: Stage, prompt_tokens: int, output_tokens: int, draft: Attempt | None = None
+    ) -> EngineCost | None: ...
+
 
 # How ``build.py`` makes each part from its settings. A plug-in's entry point names one of these callables.
 

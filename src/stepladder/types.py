@@ -5,10 +5,10 @@ Units: seconds for time, tokens for text, the ladder's ``cost_unit`` for money, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 CostUnit = Literal["relative", "usd", "gpu_s"]
 Mode = Literal["route", "cascade", "fixed"]
@@ -220,12 +220,61 @@ class Fault:
     retry_after: float | None = None
 
 
+NGRAM: Final = "ngram"
+"""The drafter that is no stage: it proposes what followed the same tokens earlier in the text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drafting:
+    """What one drafter proposed to the stage above it within an attempt, in tokens.
+
+    ``drafter`` is a stage's name or NGRAM, ``target`` the stage that verified. ``accepted`` is how many of ``drafted``
+    the target took over; the token that it adds itself after each verification is in neither.
+    """
+
+    drafter: str
+    target: str
+    drafted: int
+    accepted: int
+
+
+@dataclass(frozen=True, slots=True)
+class Speculation:
+    """How an attempt's tokens came to be where its stage did not write each of them in a pass of its own.
+
+    ``chain`` is what drafted, bottom first, and the answering stage last, as last used: one name is plain decoding.
+    ``passes`` are forward passes by stage. ``climbed`` are the tokens of a lower stage's answer that was read as a
+    draft, ``kept`` those of them that stand in the answer, ``saved_s`` the seconds of decoding that these saved, by
+    the engine's estimate. ``moved`` is None where the text is drawn from the stage's own law; where token-level
+    deferral let another law in, it is the mean total variation, in [0, 1], between the two over the answer's tokens.
+    """
+
+    chain: tuple[str, ...] = ()
+    pairs: tuple[Drafting, ...] = ()
+    passes: Mapping[str, int] = field(default_factory=lambda: EMPTY, hash=False)
+    climbed: int = 0
+    kept: int = 0
+    saved_s: float = 0.0
+    moved: float | None = None
+
+    @property
+    def drafted(self) -> int:
+        """Tokens that were proposed, over all pairs; those of a lower answer are not among them."""
+        return sum(pair.drafted for pair in self.pairs)
+
+    @property
+    def accepted(self) -> int:
+        """Tokens that were proposed and taken over, over all pairs."""
+        return sum(pair.accepted for pair in self.pairs)
+
+
 @dataclass(frozen=True, slots=True)
 class Attempt:
     """One stage's try, successful or not.
 
     ``raw`` is the engine's whole reply in OpenAI's shape where it has one, so that a gateway loses nothing;
-    ``logprobs`` are the chosen tokens' natural-log probabilities. ``cost`` is what is billed for it.
+    ``logprobs`` are the chosen tokens' natural-log probabilities. ``cost`` is what is billed for it. ``speculation``
+    is None where the engine does not speculate or does not tell.
     """
 
     stage: str
@@ -238,6 +287,7 @@ class Attempt:
     cost: float = 0.0
     fault: Fault | None = None
     raw: Mapping[str, Any] | None = field(default=None, repr=False, compare=False)
+    speculation: Speculation | None = None
 
     @property
     def is_answer(self) -> bool:
@@ -255,6 +305,18 @@ class Delta:
 
 EngineEvent = Delta | Attempt
 """What ``Engine.generate`` yields: any number of ``Delta``, then exactly one ``Attempt``."""
+
+
+def draft_below(stage: str, order: Sequence[str], attempts: Iterable[Attempt], estimates: Estimates) -> Attempt | None:
+    """The answer that ``stage`` is handed as a draft: of those from below it, the one expected to be best.
+
+    ``order`` are stages, cheapest first, ``stage`` among them; answers of stages that it does not name, faults and
+    empty texts are no drafts. Best is the highest current posterior mean, the earliest of equals. Policies and prices
+    both ask here, so that a climb is priced with the draft that it will get.
+    """
+    below = order[: order.index(stage)]
+    lower = [made for made in attempts if made.is_answer and made.text and made.stage in below]
+    return max(lower, key=lambda made: estimates[made.stage].mean, default=None)
 
 
 # ── deciding ─────────────────────────────────────────────────────────────────

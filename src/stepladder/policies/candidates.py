@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from stepladder.types import Attempt, Call, Decision, Fail, Fault, View
+from stepladder.types import Attempt, Call, Decision, Fail, Fault, View, draft_below
 
 
 def answers(view: View) -> tuple[Attempt, ...]:
@@ -33,10 +33,11 @@ def best_answer(view: View) -> Attempt | None:
 
 
 def draft_for(view: View, stage: str) -> Attempt | None:
-    """The best answer of a lower stage: the one above may read it in one pass instead of starting anew."""
-    below = set(view.stages[: view.stages.index(stage)])
-    lower = [attempt for attempt in answers(view) if attempt.stage in below and attempt.text]
-    return max(lower, key=lambda attempt: view.estimates[attempt.stage].mean, default=None)
+    """The best answer of a lower stage: the one above may read it in one pass instead of starting anew.
+
+    An answer in hand serves as one whether its stage could still be paid or not, so the order is that of all prices.
+    """
+    return draft_below(stage, tuple(view.costs), view.attempts, view.estimates)
 
 
 def climb(view: View, stage: str) -> Call:
