@@ -1,0 +1,28 @@
+"""The loop over rounds: from a prompt to the end of an answer, whatever chain each round runs with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+
+from torch import Tensor
+
+from stepladder.decoding.chain import Emitted, Run, Verifier
+from stepladder.decoding.sequence import Ask
+
+
+def decode(
+    run: Run, chain: Callable[[], Verifier], most: int, keep: Callable[[list[Emitted]], bool]
+) -> Generator[Ask, Tensor, str]:
+    """Rounds until an end: returns "stop" behind a token that ends the answer or where ``keep`` says so, or "length".
+
+    ``chain`` gives the chain for the next round; ``keep`` is told what a round wrote and returns True to stop there.
+    At most ``most`` tokens are written.
+    """
+    left = most
+    while left > 0:
+        wrote = yield from chain().round(run, left)
+        left -= len(wrote)
+        stop = keep(wrote)
+        if stop or wrote[-1].token in run.ends:
+            return "stop"
+    return "length"

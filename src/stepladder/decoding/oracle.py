@@ -1,0 +1,31 @@
+"""Chance for decoding, from a seed."""
+
+from __future__ import annotations
+
+import random
+
+import torch
+
+from stepladder.decoding.laws import Law, Point
+
+
+class SeededOracle:
+    """Draws from Python's Mersenne twister: the same seed and the same questions give the same answers."""
+
+    def __init__(self, seed: int) -> None:
+        self._random = random.Random(seed)  # noqa: S311 - sampling of text, no secret
+
+    def accept(self, probability: float) -> bool:
+        """True with this probability."""
+        return self._random.random() < probability
+
+    def draw(self, law: Law) -> int:
+        """A token by inversion of the cumulative weights in float64; never one of weight 0."""
+        if isinstance(law, Point):
+            return law.token
+        cumulative = law.weights.to(torch.float64).cumsum(0)
+        aim = self._random.random() * float(cumulative[-1])
+        place = int(torch.searchsorted(cumulative, aim, right=True))
+        if place < len(cumulative):
+            return place
+        return int(law.weights.nonzero()[-1])  # the product was rounded up to the whole mass

@@ -1,0 +1,41 @@
+"""Counts of what was drafted and kept, and who wants to know."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+
+class Observer:
+    """Told of every verification, and of every position whose law was moved by deferral. Does nothing itself."""
+
+    def verified(self, drafter: int, target: int, accepted: int, confidences: Sequence[float]) -> None:
+        """A target kept the first ``accepted`` of as many drafts as there are confidences."""
+
+    def moved(self, target: int, distance: float) -> None:
+        """A target's law was replaced by one at this total variation."""
+
+
+@dataclass(slots=True)
+class Tally(Observer):
+    """Sums for one answer: drafted and accepted tokens by (drafter, target), and total variations at the top."""
+
+    counts: dict[tuple[int, int], list[int]] = field(default_factory=dict)
+    distances: dict[int, list[float]] = field(default_factory=dict)
+
+    def verified(self, drafter: int, target: int, accepted: int, confidences: Sequence[float]) -> None:
+        """Count one verification."""
+        sums = self.counts.setdefault((drafter, target), [0, 0])
+        sums[0] += len(confidences)
+        sums[1] += accepted
+
+    def moved(self, target: int, distance: float) -> None:
+        """Note one total variation."""
+        sums = self.distances.setdefault(target, [0.0, 0.0])
+        sums[0] += distance
+        sums[1] += 1
+
+    def mean_moved(self, target: int) -> float | None:
+        """Mean TV(π, p) over the target's drafted positions; None where no law was moved."""
+        total, count = self.distances.get(target, (0.0, 0.0))
+        return total / count if count else None
