@@ -1,0 +1,1 @@
+"""Exact speculative chains over local models: drafting, verification, draft length, caches. Needs the extra [torch]."""

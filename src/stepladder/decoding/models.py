@@ -1,0 +1,270 @@
+"""A causal language model with rows of its own cache: many sequences, any widths, one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import TYPE_CHECKING
+
+import torch
+
+from stepladder.decoding import attention
+from stepladder.decoding.attention import Layout, Masked, Packed, Span
+from stepladder.decoding.cache import KeyValueCache
+from stepladder.errors import EngineError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+CHUNK = 512
+"""Tokens of one row that are fed in one pass, unless told otherwise."""
+
+
+@dataclass(frozen=True, slots=True)
+class Feed:
+    """Write ``tokens`` at positions ``start``.. of cache row ``slot``; what stood at or after ``start`` is forgotten.
+
+    ``want`` logits are asked for, those after each of the last ``want`` tokens; 0 asks for none.
+    """
+
+    slot: int
+    start: int
+    tokens: Sequence[int]
+    want: int
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What a cache must hold of a model: layers, key-value heads, query heads per key-value head, width of a head."""
+
+    layers: int
+    heads: int
+    group: int
+    width: int
+
+
+class LanguageModel:
+    """One model and its cache of ``slots`` rows with ``context`` positions each.
+
+    ``vocab`` is the width of the logits that are given out; ``limit_vocab`` narrows it. Not safe for more than one
+    thread at a time. Logits are float32, or float64 for a model of that kind.
+
+    Raises EngineError where the model is of a kind whose past cannot be rolled back by position (see ``shape_of``).
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        name: str,
+        context: int | None = None,
+        slots: int = 8,
+        chunk: int = CHUNK,
+    ) -> None:
+        attention.register()
+        self.name = name
+        self.model = model.eval().requires_grad_(False)
+        config = model.config.get_text_config()
+        self.shape = shape_of(config, name)
+        self.context = context_of(config, context, name)
+        if slots < 1 or chunk < 1:
+            raise EngineError(f"model '{name}': slots and chunk must be at least 1, not {slots} and {chunk}")
+        self.slots = slots
+        self.vocab: int = int(model.get_output_embeddings().weight.shape[0])
+        self.parameters = sum(parameter.numel() for parameter in model.parameters())
+        self.device = torch.device(model.device)
+        self.dtype = model.dtype
+        self.cache = KeyValueCache(
+            layers=self.shape.layers,
+            slots=slots,
+            heads=self.shape.heads,
+            capacity=self.context,
+            width=self.shape.width,
+            dtype=self.dtype,
+            device=self.device,
+        )
+        self._chunk = chunk
+        self._lengths: list[int | None] = [None] * slots
+        model.set_attn_implementation(attention.NAME)
+
+    def limit_vocab(self, size: int) -> None:
+        """Give out logits of the first ``size`` tokens only; see ``vocabulary.common``."""
+        if not 0 < size <= self.vocab:
+            raise EngineError(f"model '{self.name}' has {self.vocab} tokens; logits of {size} cannot be given")
+        self.vocab = size
+
+    def open(self) -> int:
+        """Take a free cache row; raises EngineError where all are taken."""
+        for slot, length in enumerate(self._lengths):
+            if length is None:
+                self._lengths[slot] = 0
+                return slot
+        raise EngineError(f"model '{self.name}': all {self.slots} cache rows are taken")
+
+    def close(self, slot: int) -> None:
+        """Give a row back; what it held is forgotten. Raises EngineError for one that is not open."""
+        self.length(slot)
+        self._lengths[slot] = None
+
+    def length(self, slot: int) -> int:
+        """Positions of a row that hold keys and values. Raises EngineError for a row that is not open."""
+        length = self._lengths[slot] if 0 <= slot < self.slots else None
+        if length is None:
+            raise EngineError(f"model '{self.name}': cache row {slot} is not open")
+        return length
+
+    def forward(self, feeds: Sequence[Feed]) -> list[torch.Tensor]:
+        """Read all feeds in one pass and give each one's logits, (want, vocab).
+
+        A feed longer than the chunk takes more passes, of which the last is shared with the other feeds. Raises
+        EngineError for a feed that cannot be: a row that is not open or fed twice, a hole before ``start``, more
+        positions than the context has, tokens that the vocabulary does not have, no tokens, more wanted than fed.
+        """
+        self._check(feeds)
+        for feed in feeds:
+            self._lengths[feed.slot] = feed.start
+        wanted: list[list[torch.Tensor]] = [[] for _ in feeds]
+        for step in _passes(feeds, self._chunk):
+            for index, logits in self._pass(feeds, step):
+                wanted[index].append(logits)
+        return [parts[0] if len(parts) == 1 else torch.cat(parts) for parts in wanted]
+
+    @torch.inference_mode()
+    def masked(
+        self,
+        tokens: torch.Tensor,
+        slots: torch.Tensor,
+        starts: torch.Tensor,
+        widths: torch.Tensor,
+        *,
+        reach: int,
+        ordered: bool = False,
+    ) -> torch.Tensor:
+        """The same pass with nothing known to the host, for capture in a CUDA graph.
+
+        ``tokens`` (rows, width) is padded with any token; ``slots``, ``starts`` and ``widths`` are (rows,), all int64
+        on the model's device; ``reach`` is at least every start + width. Gives logits (rows, width, vocab), of which
+        those of padding mean nothing. Nothing is checked, and lengths are the caller's to tell with ``wrote``.
+        """
+        columns = torch.arange(tokens.shape[1], device=tokens.device)
+        positions = starts[:, None] + columns
+        real = columns < widths[:, None]
+        last = self.context - 1
+        layout = Masked(
+            slots,
+            positions.clamp(max=last),
+            torch.where(real, positions, last + 1),
+            reach=reach,
+            group=self.shape.group,
+            ordered=ordered,
+        )
+        return self._run(tokens, positions.clamp(max=last), layout, 0)
+
+    def wrote(self, slot: int, length: int) -> None:
+        """Tell that ``masked`` left a row with ``length`` positions."""
+        self.length(slot)
+        self._lengths[slot] = length
+
+    @torch.inference_mode()
+    def _pass(self, feeds: Sequence[Feed], step: list[tuple[int, int, int]]) -> list[tuple[int, torch.Tensor]]:
+        """One packed pass over parts of feeds, (feed's index, first token, end), and the logits wanted of each."""
+        tokens: list[int] = []
+        positions: list[int] = []
+        columns: list[int] = []
+        counts: list[int] = []
+        spans: list[Span] = []
+        for index, first, end in step:
+            feed = feeds[index]
+            begin = len(tokens)
+            tokens += feed.tokens[first:end]
+            positions += range(feed.start + first, feed.start + end)
+            spans.append(Span(feed.slot, feed.start + first, feed.start + end, begin, len(tokens)))
+            count = max(0, end - max(first, len(feed.tokens) - feed.want))
+            columns += range(len(tokens) - count, len(tokens))
+            counts.append(count)
+        read, places, keep = (torch.tensor(part, device=self.device) for part in (tokens, positions, columns or [0]))
+        logits = self._run(read[None], places[None], Packed(spans, self.device), keep)[0]
+        for span in spans:
+            self._lengths[span.slot] = span.end
+        ends = accumulate(counts)
+        return [
+            (index, logits[end - count : end]) for (index, _, _), count, end in zip(step, counts, ends, strict=True)
+        ]
+
+    def _run(
+        self, tokens: torch.Tensor, positions: torch.Tensor, layout: Layout, keep: torch.Tensor | int
+    ) -> torch.Tensor:
+        self.cache.layout = layout
+        try:
+            logits: torch.Tensor = self.model(
+                input_ids=tokens,
+                position_ids=positions,
+                past_key_values=self.cache,
+                use_cache=True,
+                logits_to_keep=keep,
+                layout=layout,
+            ).logits
+        finally:
+            self.cache.layout = None
+        logits = logits[..., : self.vocab]
+        return logits if logits.dtype == torch.float64 else logits.float()
+
+    def _check(self, feeds: Sequence[Feed]) -> None:
+        seen: set[int] = set()
+        for feed in feeds:
+            length = self.length(feed.slot)
+            if problem := self._problem(feed, length, seen):
+                raise EngineError(f"model '{self.name}', cache row {feed.slot}: {problem}")
+            seen.add(feed.slot)
+
+    def _problem(self, feed: Feed, length: int, seen: set[int]) -> str | None:
+        end = feed.start + len(feed.tokens)
+        if feed.slot in seen:
+            return "fed twice in one pass"
+        if not feed.tokens or not 0 <= feed.want <= len(feed.tokens):
+            return f"{feed.want} logits wanted of {len(feed.tokens)} tokens"
+        if not 0 <= feed.start <= length:
+            return f"fed from position {feed.start}, but it holds {length}"
+        if end > self.context:
+            return f"{end} positions needed, and its context has {self.context}"
+        if min(feed.tokens) < 0 or max(feed.tokens) >= self.vocab:
+            return f"tokens outside its vocabulary of {self.vocab}"
+        return None
+
+
+def shape_of(config: PreTrainedConfig, name: str) -> Shape:
+    """What the cache must hold. Raises EngineError for models whose past is more than keys and values by position."""
+    kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    layers = getattr(config, "num_hidden_layers", None)
+    heads = getattr(config, "num_attention_heads", None)
+    if config.is_encoder_decoder or kinds or not isinstance(layers, int) or not isinstance(heads, int):
+        what = ", ".join(sorted(kinds)) or config.model_type
+        raise EngineError(
+            f"model '{name}' ({config.model_type}) cannot be run here: {what} has a past that is not "
+            "keys and values by position, so that drafts could not be taken back"
+        )
+    shared = getattr(config, "num_key_value_heads", None) or heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return Shape(layers, shared, heads // shared, width)
+
+
+def context_of(config: PreTrainedConfig, asked: int | None, name: str) -> int:
+    """Positions of a row: what was asked for, else all that the model was made for. EngineError for more than that."""
+    most: int | None = getattr(config, "max_position_embeddings", None)
+    if asked is None and most is None:
+        raise EngineError(f"model '{name}' does not say how many positions it has: set the stage's context")
+    if asked is not None and (asked < 1 or (most is not None and asked > most)):
+        raise EngineError(f"model '{name}' was made for {most} positions; context {asked} is not between 1 and that")
+    return asked or most or 0
+
+
+def _passes(feeds: Sequence[Feed], chunk: int) -> list[list[tuple[int, int, int]]]:
+    """Parts of feeds, (index, first token, end), pass by pass; the ends of all feeds stand in the last one."""
+    passes: list[list[tuple[int, int, int]]] = []
+    for index, feed in enumerate(feeds):
+        parts = [(index, at, min(at + chunk, len(feed.tokens))) for at in range(0, len(feed.tokens), chunk)]
+        passes = [[] for _ in range(len(parts) - len(passes))] + passes
+        for step, part in zip(reversed(passes), reversed(parts), strict=False):
+            step.append(part)
+    return passes

@@ -1,0 +1,75 @@
+"""Tiny random language models, made in milliseconds, for tests of decoding."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
+
+from stepladder.decoding.models import LanguageModel
+
+KINDS: dict[str, tuple[type[Any], type[Any]]] = {
+    "llama": (LlamaConfig, LlamaForCausalLM),
+    "qwen2": (Qwen2Config, Qwen2ForCausalLM),
+    "qwen3": (Qwen3Config, Qwen3ForCausalLM),
+}
+
+
+def tiny_network(
+    kind: str = "llama",
+    *,
+    dtype: torch.dtype = torch.float64,
+    seed: int = 0,
+    vocab: int = 64,
+    layers: int = 2,
+    hidden: int = 32,
+    heads: int = 4,
+    shared: int = 2,
+    context: int = 128,
+    sharpness: float = 1.0,
+    **settings: Any,
+) -> Any:
+    """A transformers model with random weights; the higher ``sharpness``, the further its laws are from even."""
+    make_config, make_model = KINDS[kind]
+    config = make_config(
+        vocab_size=vocab,
+        hidden_size=hidden,
+        intermediate_size=2 * hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=shared,
+        head_dim=hidden // heads,
+        max_position_embeddings=context,
+        tie_word_embeddings=False,
+        initializer_range=0.2,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=None,
+        **settings,
+    )
+    before = torch.random.get_rng_state()
+    try:
+        torch.manual_seed(seed)
+        network = make_model(config).to(dtype).eval()
+    finally:
+        torch.random.set_rng_state(before)
+    with torch.no_grad():
+        network.get_output_embeddings().weight.mul_(sharpness)
+    return network
+
+
+def tiny_model(
+    kind: str = "llama",
+    *,
+    dtype: torch.dtype = torch.float64,
+    seed: int = 0,
+    context: int = 128,
+    slots: int = 8,
+    chunk: int = 512,
+    name: str | None = None,
+    **settings: Any,
+) -> LanguageModel:
+    """A random LanguageModel; ``settings`` as in ``tiny_network``."""
+    network = tiny_network(kind, dtype=dtype, seed=seed, context=context, **settings)
+    return LanguageModel(network, name=name or f"tiny-{kind}-{seed}", context=context, slots=slots, chunk=chunk)
