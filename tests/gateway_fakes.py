@@ -142,7 +142,9 @@ class FakePredictor:
 class FakeCosts:
     version = "fake"
 
-    def expected(self, stage: Stage, request: Request, history: tuple[Attempt, ...] = ()) -> Cost:
+    def expected(
+        self, stage: Stage, request: Request, history: tuple[Attempt, ...] = (), draft: Attempt | None = None
+    ) -> Cost:
         return Cost(PRICE[stage.name], seconds=0.5, latency=0.25)
 
     def billed(self, stage: Stage, attempt: Attempt) -> float:

@@ -5,16 +5,19 @@ from __future__ import annotations
 from hypothesis import strategies as st
 
 from stepladder.types import (
+    NGRAM,
     Attempt,
     Call,
     Cost,
     Decision,
     Dials,
+    Drafting,
     Estimate,
     Estimates,
     Fail,
     Fault,
     Request,
+    Speculation,
     Step,
     Stop,
     Trace,
@@ -34,6 +37,17 @@ faults = st.builds(
     status=st.none() | st.integers(400, 599),
     retry_after=st.none() | finite,
 )
+counts = st.integers(0, 999)
+speculations = st.builds(
+    Speculation,
+    chain=st.lists(st.sampled_from((NGRAM, *STAGES)), max_size=3).map(tuple),
+    pairs=st.lists(st.builds(Drafting, text, st.sampled_from(STAGES), counts, counts), max_size=2).map(tuple),
+    passes=st.dictionaries(st.sampled_from(STAGES), counts, max_size=3),
+    climbed=counts,
+    kept=counts,
+    saved_s=finite,
+    moved=st.none() | unit,
+)
 attempts = st.builds(
     Attempt,
     stage=st.sampled_from(STAGES),
@@ -45,6 +59,7 @@ attempts = st.builds(
     logprobs=st.none() | st.lists(st.floats(-20, 0), max_size=4).map(tuple),
     cost=finite,
     fault=st.none() | faults,
+    speculation=st.none() | speculations,
 )
 costs = st.builds(Cost, finite, finite, finite, finite)
 estimates = st.builds(

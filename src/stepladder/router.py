@@ -45,6 +45,7 @@ from stepladder.types import (
     Trace,
     Versions,
     View,
+    draft_below,
     message_text,
 )
 
@@ -217,8 +218,10 @@ class Router:
 
     def _view(self, climb: Climb) -> View:
         parts, history = self.parts, tuple(climb.attempts)
-        features = parts.featurizer.features(climb.request, history)
-        costs = {s.name: parts.costs.expected(s, climb.request, history) for s in parts.ladder.stages}
+        estimates = parts.predictor.predict(parts.featurizer.features(climb.request, history))
+        names = parts.ladder.names
+        drafts = {name: draft_below(name, names, history, estimates) for name in names}
+        costs = {s.name: parts.costs.expected(s, climb.request, history, drafts[s.name]) for s in parts.ladder.stages}
         spent = sum(attempt.cost for attempt in history)
         budget = climb.request.dials.max_cost
         stages = self._roomier(climb.stages, history)
@@ -229,7 +232,7 @@ class Router:
         return View(
             stages=stages,
             lam=climb.lam,
-            estimates=parts.predictor.predict(features),
+            estimates=estimates,
             costs=costs,
             attempts=history,
             spent=spent,
@@ -239,7 +242,7 @@ class Router:
 
     async def _call(self, climb: Climb, call: Call) -> AsyncGenerator[Delta | Attempt, None]:
         stage = self.parts.ladder[call.stage]
-        request = climb.request if call.final else without_stream(climb.request)
+        request = with_lam(climb.request if call.final else without_stream(climb.request), climb.lam)
         asks = not call.final and self._reads_logprobs(request, stage)
         events = self._telling(request, stage, call.draft) if asks else self._generate(request, stage, call.draft)
         began, pieces, made = self.parts.timer(), list[str](), None
@@ -423,6 +426,11 @@ def _fault_of(error: BaseException) -> Fault:
     if isinstance(error, GeneratorExit | asyncio.CancelledError | KeyboardInterrupt):
         return Fault("cancelled", "the request ended before it was answered")
     return Fault("server", f"{type(error).__name__}: {error}")
+
+
+def with_lam(request: Request, lam: float) -> Request:
+    """The request as engines see it, with the λ in force: those that defer between tokens price them by it too."""
+    return replace(request, dials=replace(request.dials, lam=lam))
 
 
 def without_stream(request: Request) -> Request:

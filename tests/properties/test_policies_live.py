@@ -69,7 +69,9 @@ class Priced:
 
     version = "priced"
 
-    def expected(self, stage: Stage, request: Request, history: tuple[Attempt, ...] = ()) -> Cost:
+    def expected(
+        self, stage: Stage, request: Request, history: tuple[Attempt, ...] = (), draft: Attempt | None = None
+    ) -> Cost:
         price = float(stage.name[1:]) + 1.0
         return Cost(price, seconds=price)
 

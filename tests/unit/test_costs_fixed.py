@@ -18,8 +18,8 @@ STAGES = make_ladder("small", "medium", "large").stages
 PRICED = make_ladder("small", "large", price_in=2.0, price_out=10.0).stages
 
 
-def slow(stage: Stage, prompt_tokens: int, output_tokens: int) -> EngineCost:
-    return EngineCost(seconds=0.5 + output_tokens / 100, device_s=1.0)
+def slow(stage: Stage, prompt_tokens: int, output_tokens: int, draft: Attempt | None = None) -> EngineCost:
+    return EngineCost(seconds=0.5 + (output_tokens / 100 if draft is None else 0), device_s=1.0)
 
 
 def resources(costs: CostModel, stages: tuple[Stage, ...] = STAGES) -> list[float]:
@@ -59,6 +59,9 @@ def test_fixed_prices_the_engines_seconds() -> None:
     assert FixedCosts(STAGES, slow).expected(STAGES[0], request) == Cost(1.0, seconds=1.0)
     assert FixedCosts(STAGES, slow, latency_price=2.0).expected(STAGES[0], request) == Cost(1.0, 1.0, latency=2.0)
     assert FixedCosts(STAGES, no_forecast, latency_price=2.0).expected(STAGES[0], request) == Cost(1.0)
+    history = (make_attempt("small"),)
+    drafted = FixedCosts(STAGES, slow, latency_price=2.0).expected(STAGES[1], request, history, history[0])
+    assert drafted == Cost(2.0, 0.5, latency=1.0)
 
 
 def test_fixed_bills_answers_and_what_was_written() -> None:

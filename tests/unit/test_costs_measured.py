@@ -21,7 +21,20 @@ from stepladder.costs.measured import (
 )
 from stepladder.errors import UsageError
 from stepladder.testing import make_attempt, make_ladder, make_request, make_view, no_forecast
-from stepladder.types import Attempt, Call, Decision, EngineCost, Fault, Stage, Step, Trace, Usage, Versions
+from stepladder.types import (
+    Attempt,
+    Call,
+    Decision,
+    Drafting,
+    EngineCost,
+    Fault,
+    Speculation,
+    Stage,
+    Step,
+    Trace,
+    Usage,
+    Versions,
+)
 
 STAGES = make_ladder("small", "large").stages
 TIMINGS = {
@@ -134,13 +147,37 @@ def test_latency_is_wall_clock_at_its_price() -> None:
 
 
 def test_the_engines_forecast_counts_only_when_preferred() -> None:
-    def forecast(stage: Stage, prompt_tokens: int, output_tokens: int) -> EngineCost | None:
+    def forecast(
+        stage: Stage, prompt_tokens: int, output_tokens: int, draft: Attempt | None = None
+    ) -> EngineCost | None:
         return EngineCost(seconds=10.0, device_s=20.0) if stage.name == "small" else None
 
     request = make_request("x" * 400)
     for prefer, expected in ((False, [1.0, 4.6]), (True, [20.0, 4.6])):
         costs = MeasuredCosts(STAGES, forecast, params=PARAMS, prefer_forecast=prefer)
         assert [costs.expected(stage, request).resource for stage in STAGES] == pytest.approx(expected)
+
+
+def test_a_climb_is_priced_with_its_draft() -> None:
+    def forecast(stage: Stage, prompt_tokens: int, output_tokens: int, draft: Attempt | None = None) -> EngineCost:
+        spared = 0 if draft is None else draft.usage.output_tokens
+        return EngineCost(seconds=1.0, device_s=float(output_tokens - spared))
+
+    costs = MeasuredCosts(STAGES, forecast, params=PARAMS, cost_unit="gpu_s", prefer_forecast=True)
+    request, draft = make_request("x" * 400, max_tokens=50), make_attempt("small", output_tokens=30)
+    assert costs.expected(STAGES[1], request, (draft,), None).resource == 50
+    assert costs.expected(STAGES[1], request, (draft,), draft).resource == 20
+
+
+def test_what_was_kept_of_a_draft_is_read_and_not_written() -> None:
+    costs = MeasuredCosts(STAGES, no_forecast, params=PARAMS)
+    climbed = Attempt("large", "yes", Usage(100, 80), speculation=Speculation(climbed=40, kept=30))
+    alike = Attempt("large", "yes", Usage(140, 50))
+    assert costs.billed(STAGES[1], climbed) == pytest.approx(costs.billed(STAGES[1], alike))
+    drafted = Attempt("large", "yes", Usage(100, 80), speculation=Speculation(pairs=(Drafting("d", "large", 9, 5),)))
+    assert costs.billed(STAGES[1], drafted) == costs.billed(STAGES[1], replace(drafted, speculation=None))
+    more = replace(climbed, speculation=Speculation(climbed=900, kept=900))
+    assert costs.billed(STAGES[1], more) == pytest.approx(costs.billed(STAGES[1], Attempt("large", "y", Usage(1000))))
 
 
 def test_bills_go_by_tokens_and_not_by_the_clock() -> None:

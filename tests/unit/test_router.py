@@ -13,13 +13,14 @@ from hypothesis import strategies as st
 from stepladder.engines.scripted import ScriptedEngine
 from stepladder.errors import AnswerError, EngineError, NoStageError, RequestError
 from stepladder.evaluate.replay import differences, replay
+from stepladder.policies.candidates import climb, untried
 from stepladder.policies.fixed import FixedPolicy
 from stepladder.policies.greedy import GreedyPolicy
 from stepladder.policies.single import SinglePolicy
 from stepladder.router import Parts, Router, coin
 from stepladder.testing import FakeCosts, FakeFeaturizer, FakePredictor, MemoryTraceStore, make_ladder, make_request
 from stepladder.traces.codec import decode, encode
-from stepladder.types import Answer, Attempt, Call, Decided, Decision, Delta, Dials, Fault, Ladder, Request, View
+from stepladder.types import Answer, Attempt, Call, Decided, Decision, Delta, Dials, Fault, Ladder, Request, Stop, View
 
 QUALITY = {"small": 0.5, "medium": 0.75, "large": 0.9}
 COSTS = {"small": 1.0, "medium": 1.3, "large": 1.8}
@@ -343,6 +344,58 @@ async def test_max_cost_holds_over_a_whole_climb():
         with_dials(max_cost=2.0)
     )
     assert answer.cost <= 2.0
+
+
+# ── what engines and prices are told ─────────────────────────────────────────
+
+
+async def test_engines_are_told_the_price_in_force_and_traces_what_the_caller_said():
+    for said, used in ((None, 5.0), (0.5, 0.5), (0.0, 0.0)):
+        router = make_router(mode="cascade")
+        request = make_request(lam=said)
+        trace = (await router.answer(request)).trace
+        assert [sent.dials.lam for _, sent, _ in router.parts.engines["small"].calls] == [used, used]
+        assert trace.request == request
+        assert {step.view.lam for step in trace.steps} == {used}
+
+
+class Priced(FakeCosts):
+    """Keeps what each stage was priced with."""
+
+    def __init__(self, table):
+        super().__init__(table)
+        self.seen = []
+
+    def expected(self, stage, request, history=(), draft=None):
+        self.seen.append((len(history), stage.name, draft))
+        return super().expected(stage, request, history, draft)
+
+
+@pytest.mark.parametrize("budget", [None, 3.2, 4.2])
+async def test_a_climb_is_priced_with_the_draft_that_it_is_handed(budget):
+    """Also where the budget leaves no room for the stage that wrote it."""
+    costs = Priced(COSTS)
+    router = make_router({"small": "s", "medium": DOWN}, mode="cascade", policies={"cascade": Climbing()}, lam=100.0)
+    router = Router(replace(router.parts, costs=costs))
+    trace = (await router.answer(with_dials(max_cost=budget))).trace
+    calls = [step for step in trace.steps if isinstance(step.decision.action, Call)]
+    for step in calls:
+        call = step.decision.action
+        assert (len(step.view.attempts), call.stage, call.draft) in costs.seen
+    drafts = [step.decision.action.draft for step in calls]
+    assert drafts == [None, *[trace.attempts[0]] * (len(drafts) - 1)]
+    assert len(drafts) > 1
+    assert all(draft is None for attempts, stage, draft in costs.seen if not attempts or stage == "small")
+
+
+class Climbing:
+    """From the bottom to the top."""
+
+    name = "climbing"
+
+    def decide(self, view: View) -> Decision:
+        left = untried(view)
+        return Decision(climb(view, left[0])) if left else Decision(Stop(view.attempts[0]))
 
 
 # ── replay ───────────────────────────────────────────────────────────────────

@@ -22,7 +22,7 @@ from stepladder.errors import AnswerError
 from stepladder.evaluate.replay import differences
 from stepladder.policies.candidates import best_answer, give_up
 from stepladder.policies.greedy import GreedyPolicy
-from stepladder.router import asks_logprobs, with_logprobs, without_wire_logprobs
+from stepladder.router import asks_logprobs, with_lam, with_logprobs, without_wire_logprobs
 from stepladder.testing import make_request
 from stepladder.traces.codec import decode, encode
 from stepladder.types import (
@@ -108,7 +108,7 @@ async def test_a_stage_is_asked_where_it_is_read_it_can_and_the_answer_may_be_dr
     await found.router.answer(request)
     ((_, sent),) = found.engine.calls
     added = reads and can and not final and not asks_logprobs(request)
-    assert sent == (with_logprobs(request) if added else request)
+    assert sent == with_lam(with_logprobs(request) if added else request, found.router.parts.lam)
     assert {**sent.params, **request.params, "logprobs": None} == {**request.params, **sent.params, "logprobs": None}
 
 
@@ -126,7 +126,7 @@ def test_what_is_asked_for() -> None:
 async def test_a_predictor_that_says_nothing_of_what_it_reads_reads_nothing() -> None:
     found = reading(world(), gateway_fakes.FakePredictor(), route=Promises(final=False))
     await found.router.answer(make_request())
-    assert found.engine.calls[0][1] == make_request()
+    assert found.engine.calls[0][1] == with_lam(make_request(), found.router.parts.lam)
 
 
 # ── what the caller sees ─────────────────────────────────────────────────────

@@ -22,9 +22,11 @@ from stepladder.types import (
     Attempt,
     Call,
     Decision,
+    Drafting,
     Estimates,
     Outcome,
     Request,
+    Speculation,
     Step,
     Stop,
     Trace,
@@ -50,6 +52,22 @@ def store(request, tmp_path):
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_a_trace_survives_json(trace):
     assert decode(json.loads(json.dumps(encode(trace)))) == trace
+
+
+def test_traces_of_before_speculation_was_told_read_on():
+    made = Attempt("a", "one", speculation=Speculation(("b", "a"), (Drafting("b", "a", 8, 5),), {"a": 3}))
+    whole = replace(
+        trace("dec-1"),
+        steps=(Step(_view(), Decision(Call("a")), attempt=made), Step(_view(made), Decision(Stop(made)))),
+    )
+    body = encode(whole)
+    assert decode(body) == whole
+    del body["steps"][0]["attempt"]["speculation"]
+    assert decode(body).attempts == (replace(made, speculation=None),)
+    assert "speculation" not in encode(decode(body))["steps"][0]["attempt"]
+    body["steps"][0]["attempt"]["speculation"] = {"chain": ["a"]}
+    with pytest.raises(TraceError, match="'dec-1' is damaged"):
+        decode(body)
 
 
 def test_another_schema_is_refused():

@@ -51,9 +51,11 @@ class FixedCosts:
             kind="fixed", costs=self._costs, latency_price=self._latency_price, typical_output=self._typical_output
         )
 
-    def expected(self, stage: Stage, request: Request, history: tuple[Attempt, ...] = ()) -> Cost:
+    def expected(
+        self, stage: Stage, request: Request, history: tuple[Attempt, ...] = (), draft: Attempt | None = None
+    ) -> Cost:
         """The stage's number, and the price of its expected seconds."""
-        seconds = expected_seconds(self._forecast, stage, expected_tokens(request, self._typical_output))
+        seconds = expected_seconds(self._forecast, stage, expected_tokens(request, self._typical_output), draft)
         return Cost(self._costs[stage.name], seconds, self._latency_price * seconds)
 
     def billed(self, stage: Stage, attempt: Attempt) -> float:

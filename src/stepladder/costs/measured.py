@@ -18,7 +18,7 @@ from stepladder.costs.timing import (
     timing_rows,
     timings_from,
 )
-from stepladder.costs.tokens import expected_tokens, is_work
+from stepladder.costs.tokens import expected_tokens, is_work, read_and_written
 from stepladder.errors import UsageError, nearest, refuse_unknown
 from stepladder.types import Attempt, Cost, CostUnit, EngineCost, Request, Stage
 
@@ -46,8 +46,12 @@ class MeasuredCosts:
     seconds. With ``prefer_forecast`` the engine's own forecast is used where it has one; it moves with what the engine
     saw last, so by default it is not, and the same request gets the same decision.
 
+    A climb is priced with the draft that it would be handed only through that forecast: timings know nothing of
+    drafts.
+
     Bills are reckoned from the tokens really used, by the same formula, and not from the clock: on a machine that
-    others use too, measured seconds would bill a caller for a neighbour's load.
+    others use too, measured seconds would bill a caller for a neighbour's load. Tokens of a lower answer that was read
+    as a draft (``Speculation.climbed``) are read like a prompt's, and those of them that were kept are not written.
 
     Raises UsageError for timings that are missing or unreadable and for options that it does not have.
     """
@@ -77,11 +81,13 @@ class MeasuredCosts:
             rates=[cost_unit, self._per_device_s, self._latency_price, prefer_forecast],
         )
 
-    def expected(self, stage: Stage, request: Request, history: tuple[Attempt, ...] = ()) -> Cost:
+    def expected(
+        self, stage: Stage, request: Request, history: tuple[Attempt, ...] = (), draft: Attempt | None = None
+    ) -> Cost:
         """Cost of the request's expected tokens, and the price of the expected seconds."""
         timing = self._timings[stage.name]
         prompt, output = expected_tokens(request, timing.output_tokens, timing.chars_per_token)
-        found = self._forecast(stage, prompt, output) if self._prefer_forecast else None
+        found = self._forecast(stage, prompt, output, draft) if self._prefer_forecast else None
         if found is None:
             seconds = timing.seconds(prompt, output)
             found = EngineCost(seconds, seconds * stage.gpus)
@@ -91,8 +97,7 @@ class MeasuredCosts:
         """Cost of the tokens used; 0 for an attempt that neither answered nor wrote anything."""
         if not is_work(attempt):
             return 0.0
-        usage = attempt.usage
-        seconds = self._timings[stage.name].seconds(usage.prompt_tokens, usage.output_tokens)
+        seconds = self._timings[stage.name].seconds(*read_and_written(attempt))
         return seconds * stage.gpus * self._per_device_s
 
 

@@ -41,10 +41,12 @@ class PriceListCosts:
         settings = {"in": self._in, "out": self._out, "latency": self._latency_price, "typical": self._typical_output}
         self.version = settings_version(kind="price-list", **settings)
 
-    def expected(self, stage: Stage, request: Request, history: tuple[Attempt, ...] = ()) -> Cost:
+    def expected(
+        self, stage: Stage, request: Request, history: tuple[Attempt, ...] = (), draft: Attempt | None = None
+    ) -> Cost:
         """usd for the expected tokens, and the price of the expected seconds."""
         tokens = expected_tokens(request, self._typical_output)
-        seconds = expected_seconds(self._forecast, stage, tokens)
+        seconds = expected_seconds(self._forecast, stage, tokens, draft)
         return Cost(self._usd(stage, *tokens), seconds, self._latency_price * seconds)
 
     def billed(self, stage: Stage, attempt: Attempt) -> float:

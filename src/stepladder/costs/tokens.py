@@ -31,12 +31,20 @@ def output_limit(request: Request) -> int | None:
     return None
 
 
-def expected_seconds(forecast: Forecast, stage: Stage, tokens: tuple[int, int]) -> float:
-    """The engine's own forecast in seconds; 0 where it has nothing to go by yet."""
-    found = forecast(stage, *tokens)
+def expected_seconds(forecast: Forecast, stage: Stage, tokens: tuple[int, int], draft: Attempt | None = None) -> float:
+    """The engine's own forecast in seconds, for a call with this draft; 0 where it has nothing to go by yet."""
+    found = forecast(stage, *tokens, draft)
     return 0.0 if found is None else found.seconds
 
 
 def is_work(attempt: Attempt) -> bool:
     """True where there is something to bill: an answer, or a failure that wrote a part of one."""
     return attempt.is_answer or attempt.usage.output_tokens > 0 or bool(attempt.text)
+
+
+def read_and_written(attempt: Attempt) -> tuple[int, int]:
+    """(tokens read, tokens written): of a lower answer read as a draft, all were read, and those kept not written."""
+    usage, found = attempt.usage, attempt.speculation
+    if found is None:
+        return usage.prompt_tokens, usage.output_tokens
+    return usage.prompt_tokens + found.climbed, max(0, usage.output_tokens - found.kept)

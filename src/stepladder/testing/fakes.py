@@ -69,14 +69,16 @@ class FakeCosts:
     def __init__(self, table: Mapping[str, float]) -> None:
         self.table = dict(table)
 
-    def expected(self, stage: Stage, request: Request, history: tuple[Attempt, ...] = ()) -> Cost:
+    def expected(
+        self, stage: Stage, request: Request, history: tuple[Attempt, ...] = (), draft: Attempt | None = None
+    ) -> Cost:
         return Cost(self.table[stage.name])
 
     def billed(self, stage: Stage, attempt: Attempt) -> float:
         return self.table[stage.name] if attempt.is_answer else 0.0
 
 
-def no_forecast(stage: Stage, prompt_tokens: int, output_tokens: int) -> None:
+def no_forecast(stage: Stage, prompt_tokens: int, output_tokens: int, draft: Attempt | None = None) -> None:
     """The forecast of an engine that has nothing to go by yet."""
 
 

@@ -1,5 +1,8 @@
 """Trace ⇄ plain JSON values, schema 1.
 
+The number rises where an older reader would take a new record for something it is not. What came later and older
+readers pass over (a lot, a speculation) stands under a key of its own and may be missing.
+
 A view's attempts and the attempts that actions name are those of the earlier steps, so they are written once, as the
 step that made them, and pointed to by number. What a trace does not hold: the raw wire reply (only what it meant).
 """
@@ -19,11 +22,13 @@ from stepladder.types import (
     Cost,
     Decision,
     Dials,
+    Drafting,
     Estimate,
     Estimates,
     Fail,
     Fault,
     Request,
+    Speculation,
     Step,
     Stop,
     Trace,
@@ -120,6 +125,7 @@ def _index(attempt: Attempt, attempts: Sequence[Attempt]) -> int:
 
 
 def _encode_attempt(attempt: Attempt) -> dict[str, Any]:
+    told = {} if attempt.speculation is None else {"speculation": encode_speculation(attempt.speculation)}
     return {
         "stage": attempt.stage,
         "text": attempt.text,
@@ -130,6 +136,20 @@ def _encode_attempt(attempt: Attempt) -> dict[str, Any]:
         "logprobs": None if attempt.logprobs is None else list(attempt.logprobs),
         "cost": attempt.cost,
         "fault": None if attempt.fault is None else asdict(attempt.fault),
+        **told,
+    }
+
+
+def encode_speculation(found: Speculation) -> dict[str, Any]:
+    """How an attempt's tokens came to be, as JSON values; the same wherever it is told."""
+    return {
+        "chain": list(found.chain),
+        "pairs": [asdict(pair) for pair in found.pairs],
+        "passes": dict(found.passes),
+        "climbed": found.climbed,
+        "kept": found.kept,
+        "saved_s": found.saved_s,
+        "moved": found.moved,
     }
 
 
@@ -204,6 +224,21 @@ def _decode_attempt(raw: Mapping[str, Any]) -> Attempt:
         logprobs=None if raw["logprobs"] is None else tuple(raw["logprobs"]),
         cost=raw["cost"],
         fault=_decode_fault(raw["fault"]),
+        speculation=_decode_speculation(raw.get("speculation")),  # traces of before it was told have none
+    )
+
+
+def _decode_speculation(raw: Mapping[str, Any] | None) -> Speculation | None:
+    if raw is None:
+        return None
+    return Speculation(
+        chain=tuple(raw["chain"]),
+        pairs=tuple(Drafting(**pair) for pair in raw["pairs"]),
+        passes=raw["passes"],
+        climbed=raw["climbed"],
+        kept=raw["kept"],
+        saved_s=raw["saved_s"],
+        moved=raw["moved"],
     )
 
 

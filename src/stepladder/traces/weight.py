@@ -15,6 +15,7 @@ MAX_BYTES = 64 * 1024 * 1024
 
 _ITEM = 64  # bytes: what any value takes at the least, with the place that points to it
 _STAGE = 512  # bytes of estimates, costs and values that a step keeps for each stage
+_SPECULATION = 512  # bytes of what an engine tells of its drafting, once and for each pair of stages
 _HEAVY = frozenset({str, list, tuple, dict, MappingProxyType})
 _TRACE = 2048  # bytes of a trace that says nothing
 
@@ -29,6 +30,8 @@ def weigh(trace: Trace, enough: int = MAX_BYTES) -> int:
     for attempt in trace.attempts:
         fault = None if attempt.fault is None else attempt.fault.message
         total += _weigh_value([attempt.text, fault, attempt.logprobs, attempt.raw], enough - total)
+        if attempt.speculation is not None:
+            total += _SPECULATION * (1 + len(attempt.speculation.pairs))
     return total
 
 
