@@ -236,7 +236,7 @@ class Dropping(ModelDrafter):
 
     def emit(self, run: Run, most: int) -> Asking:
         out = yield from super().emit(run, most)
-        if len(out) > 1 and out[-1].confidence < 0.5:
+        if len(out) > 1 and out[-1].law.prob(out[-1].token) < 0.5:
             run.answer.truncate(len(run.answer.tokens) - 1)
             out.pop()
         return out

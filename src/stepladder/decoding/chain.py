@@ -39,7 +39,8 @@ class Emitted:
     """A token, and the law that it was drawn from, given all tokens before it.
 
     ``logits`` are the stage's own, shape (vocabulary,); None for tokens that no model wrote. ``plain`` is the law at
-    temperature 1, where deferral asks for it. ``confidence`` is how likely the drafter itself held its token.
+    temperature 1, where deferral asks for it. ``confidence`` is the greatest probability of a drafter's law at
+    temperature 1: how sure it was before the token was drawn.
     """
 
     token: int
@@ -77,11 +78,11 @@ class Stopping(Protocol):
     """When a model drafts no further. Both look at nothing that is not kept, so that the end is a stopping time."""
 
     def before(self, drafted: int, confidence: float) -> bool:
-        """True: leave the next token undrawn. ``confidence`` is the greatest weight of the law it would come from."""
+        """True: leave the next token undrawn. ``confidence`` is that of the law it would come from (``Emitted``)."""
         ...
 
     def after(self, drafted: int, confidence: float) -> bool:
-        """True: keep the token just drawn, and stop. ``confidence`` is what the drafter held it likely with."""
+        """True: keep the token just drawn, and stop. ``confidence`` is that of the law it came from."""
         ...
 
 
@@ -98,11 +99,11 @@ class ModelDrafter:
         while len(out) < most:
             logits = yield Ask(self.key, run.answer, 1)
             law, plain = run.sampling.laws(logits)[0], plain_laws(logits)[0]
-            if out and self.stopping is not None and self.stopping.before(len(out), peak(plain)):
+            confidence = peak(plain)
+            if out and self.stopping is not None and self.stopping.before(len(out), confidence):
                 break
             token = run.oracle.draw(law)
             run.answer.append(token)
-            confidence = plain.prob(token) if isinstance(law, Point) else law.prob(token)
             out.append(Emitted(token, law, logits[0], plain, confidence))
             if token in run.ends:
                 break
@@ -215,7 +216,8 @@ class Verifier:
     def round(self, run: Run, most: int) -> Asking:
         """One pass of the stage over what the level below drafted: at least one token, at most ``most``."""
         answer, start = run.answer, len(run.answer.tokens)
-        drafts = yield from self._drafts(run, most)
+        asked = self._asked(most)
+        drafts = (yield from self.below.emit(run, asked)) if self.below is not None and asked else []
         logits = yield Ask(self.key, answer, len(drafts) + 1)
         ended = bool(drafts) and drafts[-1].token in run.ends
         bonus = not ended and not (self.deferral and drafts)
@@ -226,20 +228,17 @@ class Verifier:
         if verdict.token is not None:
             answer.append(verdict.token)
             tokens.append(verdict.token)
-        if self.below is not None and drafts:
+        if self.below is not None and asked:
             confidences = [each.confidence for each in drafts]
-            run.observer.verified(self.below.key, self.key, verdict.accepted, confidences)
+            run.observer.verified(self.below.key, self.key, asked, verdict.accepted, confidences)
         return [
             Emitted(token, own[place], logits[place], plain[place] if plain else None)
             for place, token in enumerate(tokens)
         ]
 
-    def _drafts(self, run: Run, most: int) -> Asking:
-        """Room is left for the token that the stage writes itself, where it writes one."""
-        count = min(self.length, most if self.deferral else most - 1)
-        if self.below is None or count < 1:
-            return []
-        return (yield from self.below.emit(run, count))
+    def _asked(self, most: int) -> int:
+        """Drafts to ask for: room is left for the token that the stage writes itself, where it writes one."""
+        return min(self.length, most if self.deferral else most - 1)
 
     def _laws(self, run: Run, logits: Tensor, drafts: list[Emitted]) -> tuple[list[Law], list[Law] | None]:
         own = run.sampling.laws(logits)

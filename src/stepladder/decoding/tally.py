@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 class Observer:
     """Told of every verification, and of every position whose law was moved by deferral. Does nothing itself."""
 
-    def verified(self, drafter: int, target: int, accepted: int, confidences: Sequence[float]) -> None:
-        """A target kept the first ``accepted`` of as many drafts as there are confidences."""
+    def verified(self, drafter: int, target: int, asked: int, accepted: int, confidences: Sequence[float]) -> None:
+        """Of ``asked`` drafts a drafter offered one for each confidence, and the target kept the first ``accepted``."""
 
     def moved(self, target: int, distance: float) -> None:
         """A target's law was replaced by one at this total variation."""
@@ -23,7 +23,7 @@ class Tally(Observer):
     counts: dict[tuple[int, int], list[int]] = field(default_factory=dict)
     distances: dict[int, list[float]] = field(default_factory=dict)
 
-    def verified(self, drafter: int, target: int, accepted: int, confidences: Sequence[float]) -> None:
+    def verified(self, drafter: int, target: int, asked: int, accepted: int, confidences: Sequence[float]) -> None:
         """Count one verification."""
         sums = self.counts.setdefault((drafter, target), [0, 0])
         sums[0] += len(confidences)
