@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from stepladder.cli import VERBS, main
+from stepladder.cli.ask import speculated
+from stepladder.types import Drafting, Speculation
 
 LADDER = """\
 [[stages]]
@@ -41,6 +43,32 @@ def test_ask_prints_the_answer_and_tells_about_it_apart(ladder, capsys):
     printed = capsys.readouterr()
     assert printed.out == "from low\n"
     assert "[low] predicted quality 0.88 (uncalibrated) · cost 1 relative" in printed.err
+
+
+def test_ask_tells_what_was_drafted(tmp_path, capsys):
+    path = tmp_path / "ladder.toml"
+    path.write_text(LADDER.replace('reply = "from low"', 'reply = "a b c d", speedup = 2'), "utf-8")
+    assert main(["ask", "-l", str(path), "hello"]) == 0
+    assert capsys.readouterr().err.splitlines()[1:] == ["low: accepted 2/2 from ngram"]
+    assert main(["ask", "-q", "-l", str(path), "hello"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        (Speculation(("b",)), "nothing was drafted"),
+        (Speculation(pairs=(Drafting("", "b", 9, 5),)), "accepted 5/9 from its drafter"),
+        (
+            Speculation(
+                pairs=(Drafting("a", "b", 9, 5), Drafting("ngram", "a", 4, 0)), climbed=20, kept=14, moved=0.03
+            ),
+            "accepted 5/9 from a, accepted 0/4 from ngram, kept 14/20 of the lower answer, moved the law by 0.030",
+        ),
+    ],
+)
+def test_one_line_of_speculation(found, said):
+    assert speculated(found) == said
 
 
 def test_lambda_decides_which_stage(ladder, capsys):

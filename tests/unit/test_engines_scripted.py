@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from stepladder.engines.scripted import Line, ScriptedEngine, _words
 from stepladder.errors import ConfigError, UsageError
-from stepladder.types import Attempt, Delta, Fault, Request, Stage, Usage
+from stepladder.types import Attempt, Delta, Drafting, Fault, Request, Speculation, Stage, Usage
 
 STAGE = Stage("small", "scripted", "m")
 FAULT = Fault("server", "boom")
@@ -66,6 +66,44 @@ async def test_delay_is_slept_and_reported() -> None:
     cost = engine.expected_cost(stage, 1, 1)
     assert cost is not None
     assert (cost.seconds, cost.device_s) == (2.5, 5.0)
+
+
+async def no_wait(seconds: float) -> None:
+    """Seconds are reported and not spent."""
+
+
+async def test_plays_at_speculating() -> None:
+    plain = {"token_s": 0.5, "reply": "a b c d e f g h"}
+    draft = Attempt("tiny", "a b c d", Usage(1, 4))
+    for more, seconds, told in (
+        ({}, 4.0, None),
+        ({"speedup": 4}, 1.0, Speculation(("ngram", "small"), (Drafting("ngram", "small", 6, 6),), {"small": 2})),
+        ({"keeps": 0.5}, 3.0, Speculation(("small",), (), {"small": 6}, 4, 2, 1.0)),
+    ):
+        stage = Stage("small", "scripted", "m", options={**plain, **more})
+        engine = ScriptedEngine((stage,), sleep=no_wait)
+        (attempt,) = [event async for event in engine.generate(request(), stage, draft)]
+        assert isinstance(attempt, Attempt)
+        assert (attempt.seconds, attempt.speculation) == (seconds, told)
+        cost = engine.expected_cost(stage, 3, 8, draft)
+        assert cost is not None
+        assert cost.seconds == seconds
+        assert (engine.expected_cost(stage, 3, 8) or cost).seconds == (1.0 if "speedup" in more else 4.0)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"speedup": 0.5}, "speedup: must be a number from 1, not 0.5"),
+        ({"speedup": float("inf")}, "speedup: must be a number from 1, not inf"),
+        ({"keeps": 2}, "keeps: must be a number from 0 to 1, not 2"),
+        ({"keeps": True}, "keeps: must be a number from 0 to 1, not True"),
+        ({"token_s": 0}, "token_s: must be a positive number of seconds, not 0"),
+    ],
+)
+def test_a_pace_that_cannot_be(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        ScriptedEngine((Stage("small", "scripted", "m", options=options),))
 
 
 def test_what_is_refused() -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from gateway_fakes import Got, World, post, world
-from stepladder.types import Attempt, Delta, EngineEvent, Fault, Request, Stage, Usage
+from stepladder.types import Attempt, Delta, Drafting, EngineEvent, Fault, Request, Speculation, Stage, Usage
 
 CASES = sorted((Path(__file__).parent.parent / "golden" / "gateway").glob("*.json"))
 
@@ -50,7 +50,15 @@ def _event(stage: str, event: Mapping[str, Any]) -> EngineEvent:
     fields = dict(event["attempt"])
     usage = Usage(*fields.pop("usage", ()))
     fault = Fault(**event["fault"]) if "fault" in event else None
-    return Attempt(stage, usage=usage, fault=fault, raw=event.get("raw"), **fields)
+    return Attempt(stage, usage=usage, fault=fault, raw=event.get("raw"), speculation=_speculation(event), **fields)
+
+
+def _speculation(event: Mapping[str, Any]) -> Speculation | None:
+    if "speculation" not in event:
+        return None
+    fields = dict(event["speculation"])
+    pairs = tuple(Drafting(**pair) for pair in fields.pop("pairs"))
+    return Speculation(chain=tuple(fields.pop("chain")), pairs=pairs, **fields)
 
 
 def _calls(made: World) -> list[dict[str, Any]]:

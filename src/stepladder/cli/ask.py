@@ -12,7 +12,7 @@ from stepladder.cli import options
 from stepladder.errors import UsageError
 from stepladder.sync import Stepladder
 from stepladder.traces.codec import encode
-from stepladder.types import Answer
+from stepladder.types import Answer, Speculation
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,7 +44,10 @@ def _show(answer: Answer, args: argparse.Namespace) -> None:
 
 
 def summary(answer: Answer) -> str:
-    """One line: who answered, why, at what cost and in what time; before it a line for each stage that failed."""
+    """One line: who answered, why, at what cost and in what time.
+
+    Before it stands a line for each stage that failed, after it one of what was drafted, if anything was.
+    """
     trace = answer.trace
     called = [step for step in trace.steps if step.attempt is not None]
     failed = [f"{a.stage} failed: {a.fault.message}" for a in trace.attempts if a.fault is not None]
@@ -55,7 +58,18 @@ def summary(answer: Answer) -> str:
         f"[{names}] predicted quality {step.view.estimates[answer.stage].mean:.2f}{doubt} · "
         f"cost {trace.cost:.4g} {trace.cost_unit} · {trace.seconds:.2f} s · {step.decision.reason}"
     )
-    return "\n".join([*failed, line])
+    drafted = [f"{a.stage}: {speculated(a.speculation)}" for a in trace.attempts if a.speculation is not None]
+    return "\n".join([*failed, line, *(["; ".join(drafted)] if drafted else [])])
+
+
+def speculated(found: Speculation) -> str:
+    """How speculation went: what was accepted of each drafter's tokens, and what was kept of a lower answer's."""
+    parts = [f"accepted {pair.accepted}/{pair.drafted} from {pair.drafter or 'its drafter'}" for pair in found.pairs]
+    if found.climbed:
+        parts.append(f"kept {found.kept}/{found.climbed} of the lower answer")
+    if found.moved is not None:
+        parts.append(f"moved the law by {found.moved:.3f}")
+    return ", ".join(parts) or "nothing was drafted"
 
 
 def _limits(args: argparse.Namespace) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 from urllib.parse import quote
 
+from stepladder.traces.codec import encode_speculation
 from stepladder.types import Answer, Attempt, Call, Cost, Estimates, Fail, Outcome, Step, Trace
 
 Headers = tuple[tuple[bytes, bytes], ...]
@@ -43,7 +44,13 @@ def bill(trace: Trace) -> dict[str, Any]:
 
 
 def spent(attempt: Attempt) -> dict[str, Any]:
-    """What one attempt took."""
+    """What one attempt took, and where its engine speculated, how that went.
+
+    Drafted tokens stand here and not in OpenAI's ``usage.completion_tokens_details``: the accepted and rejected
+    "prediction tokens" there are those of the caller's own ``prediction``, and rejected ones are billed as output.
+    """
+    found = attempt.speculation
+    told = {} if found is None else {"speculation": encode_speculation(found)}
     return {
         "stage": attempt.stage,
         "prompt_tokens": attempt.usage.prompt_tokens,
@@ -51,6 +58,7 @@ def spent(attempt: Attempt) -> dict[str, Any]:
         "cost": attempt.cost,
         "seconds": attempt.seconds,
         "fault": None if attempt.fault is None else attempt.fault.kind,
+        **told,
     }
 
 

@@ -7,11 +7,21 @@ import math
 from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import replace
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import NoReturn, get_args
 
 from stepladder.contracts import Engine
-from stepladder.types import Attempt, Capability, Delta, EngineCost, EngineEvent, Request, Stage
+from stepladder.types import (
+    Attempt,
+    Capability,
+    Delta,
+    EngineCost,
+    EngineEvent,
+    Request,
+    Speculation,
+    Stage,
+    Usage,
+)
 
 SIZES = (0, 1, 10, 100, 1000)
 DEFAULT_TIMEOUT_S = 60.0
@@ -47,6 +57,8 @@ async def check_engine(
 async def _check_calls(engine: Engine, stage: Stage, request: Request) -> None:
     whole = _unstreamed(request)
     _check_events(await _collect(engine, stage, whole), stage, answered=True)
+    for draft in _drafts():
+        _check_events(await _collect(engine, stage, whole, draft), stage, answered=True)
     shapes = [whole]
     if "stream" in engine.capabilities(stage):
         streamed = replace(request, params={**request.params, "stream": True})
@@ -58,8 +70,8 @@ async def _check_calls(engine: Engine, stage: Stage, request: Request) -> None:
         await _check_two_at_once(engine, stage, shape)
 
 
-async def _collect(engine: Engine, stage: Stage, request: Request) -> list[EngineEvent]:
-    async with aclosing(engine.generate(request, stage)) as events:
+async def _collect(engine: Engine, stage: Stage, request: Request, draft: Attempt | None = None) -> list[EngineEvent]:
+    async with aclosing(engine.generate(request, stage, draft)) as events:
         return [event async for event in events]
 
 
@@ -76,7 +88,24 @@ def _check_events(events: Sequence[EngineEvent], stage: Stage, *, answered: bool
     _expect(min(counts) >= 0, f"token counts must be from 0; they are {last.usage}")
     for logprob in last.logprobs or ():
         _expect(logprob <= 0, f"a log probability must be at most 0; one is {logprob}")
+    if last.speculation is not None:
+        _check_speculation(last.speculation, stage)
     return last
+
+
+def _drafts() -> tuple[Attempt, ...]:
+    """Answers of a lower stage, which this one may read or not, and must be none the worse for."""
+    return Attempt("below", "Four, or so they say.", Usage(4, 7)), Attempt("below", "\U0001f9d7" * 3)
+
+
+def _check_speculation(found: Speculation, stage: Stage) -> None:
+    _expect(found.chain[-1:] in ((), (stage.name,)), f"a chain must end with '{stage.name}'; it is {found.chain}")
+    for pair in found.pairs:
+        _expect(0 <= pair.accepted <= pair.drafted, f"accepted tokens must be among the drafted; {pair} says otherwise")
+    _expect(0 <= found.kept <= found.climbed, f"kept tokens must be among the climbed; {found} says otherwise")
+    _expect(all(count >= 0 for count in found.passes.values()), f"passes must be from 0; they are {found.passes}")
+    _expect(math.isfinite(found.saved_s) and found.saved_s >= 0, f"saved_s must be from 0; it is {found.saved_s}")
+    _expect(found.moved is None or 0 <= found.moved <= 1, f"moved must be from 0 to 1 or None; it is {found.moved}")
 
 
 def _check_stream(events: Sequence[EngineEvent], stage: Stage) -> None:
@@ -128,8 +157,8 @@ def _check_capabilities(engine: Engine, stage: Stage) -> None:
 
 
 def _check_expected_cost(engine: Engine, stage: Stage) -> None:
-    for prompt in SIZES:
-        costs = [engine.expected_cost(stage, prompt, output) for output in SIZES]
+    for prompt, draft in product(SIZES, (None, *_drafts())):
+        costs = [engine.expected_cost(stage, prompt, output, draft) for output in SIZES]
         known = [cost for cost in costs if cost is not None]
         _expect(len(known) in (0, len(costs)), "expected_cost() must be None for all sizes or for none")
         for cost in known:
