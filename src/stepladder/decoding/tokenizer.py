@@ -41,6 +41,9 @@ class Tokenizer:
         if tokenizer.eos_token_id is not None:
             ends.add(int(tokenizer.eos_token_id))
         self.eos = frozenset({*ends, *eos})
+        own = tokenizer.eos_token_id
+        self.end: int | None = int(own) if own is not None else min(self.eos, default=None)
+        """The one that an answer of this model usually ends with."""
 
     def encode(self, text: str) -> list[int]:
         """Tokens of plain text: none is added, and words that spell a control token stay words."""

@@ -1,0 +1,205 @@
+"""Models of Hugging Face's kind in this process, with exact speculative chains between the stages.
+
+The models run in one thread of their own, many answers at once (``decoding/batch.py``). All stages of a ladder that
+name this engine share it, so that a lower one can draft for a higher one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncGenerator, Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+from stepladder.engines.deadline import Deadline
+from stepladder.engines.torch_settings import Settings, read_settings
+from stepladder.engines.wire import WireError
+from stepladder.errors import EngineError, MissingExtraError, StepladderError
+from stepladder.tokens import tokens_of
+from stepladder.types import Attempt, Capability, EngineCost, EngineEvent, Fault, Request, Stage
+
+if TYPE_CHECKING:
+    from stepladder.engines.torch_answer import Answering
+    from stepladder.engines.torch_chains import Shared
+    from stepladder.engines.torch_models import Row
+    from stepladder.engines.torch_worker import Worker
+
+CAN: frozenset[Capability] = frozenset({"stream", "logprobs"})
+"""What this engine can do; a stage that declares more is not given it."""
+
+
+@dataclass(slots=True)
+class _Running:
+    """What there is between ``start`` and ``close``."""
+
+    row: Row
+    worker: Worker
+    planners: dict[str, Shared]
+    places: dict[str, asyncio.Semaphore] = field(default_factory=dict)
+    everywhere: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(1))
+
+
+class TorchEngine:
+    """Serves causal models like Llama and Qwen. ``stage.model``: a folder, a GGUF file, or ``OWNER/NAME`` of the hub.
+
+    Options of a stage: ``device`` (auto, cpu, cuda), ``dtype`` (auto: float32 on a CPU, bfloat16 on a GPU; float64,
+    float16), ``n_parallel`` (answers at once, 8), ``prefill_chunk`` (tokens of a prompt in one pass, 512), ``sha256``
+    of a GGUF file, ``total_timeout_s`` 600; ``stage.context`` is in positions of each answer.
+
+    ``speculation``: "auto" (the planner measures and chooses: the default), "off", or the drafters below this stage,
+    bottom first, names of lower stages and "ngram". ``draft_length``: tokens asked of each drafter, or "auto".
+    ``drafter``: one more model, which drafts for this stage alone and is called STAGE-drafter. ``verification``:
+    rejection or block. None of these changes what is written: a stage's own law is kept.
+
+    ``deferral`` (chow, diff, opt, token; off by default) does change it: drafts that are good enough under λ are kept
+    though the stage would write otherwise (``decoding/deferral.py``). Its slack is stage.cost/λ, or ``deferral_slack``.
+
+    A lower stage's answer that is handed over as a draft is read in one pass and kept as far as this stage would have
+    written the same. Raises ConfigError for options that cannot be used. ``timer`` gives monotonic seconds,
+    ``new_seed`` a seed for requests that bring none.
+    """
+
+    def __init__(
+        self,
+        stages: tuple[Stage, ...],
+        *,
+        timer: Callable[[], float] = time.perf_counter,
+        new_seed: Callable[[], int] = lambda: secrets.randbits(63),
+    ) -> None:
+        self._settings = {each.stage.name: each for each in read_settings(stages)}
+        self._timer = timer
+        self._new_seed = new_seed
+        self._running: _Running | None = None
+        self._closed = False
+        self._starting = asyncio.Lock()
+
+    def capabilities(self, stage: Stage) -> frozenset[Capability]:
+        """Those configured that this engine has."""
+        return stage.capabilities & CAN
+
+    def expected_cost(
+        self, stage: Stage, prompt_tokens: int, output_tokens: int, draft: Attempt | None = None
+    ) -> EngineCost | None:
+        """Seconds under the chain that would run now; None before the models were started and timed.
+
+        A draft's tokens are read with the prompt, and the share of them that climbs usually keep is not written again.
+        """
+        if self._running is None:
+            return None
+        shared = self._running.planners[stage.name]
+        drafted = 0 if draft is None else draft.usage.output_tokens or tokens_of(draft.text)
+        with shared.lock:
+            seconds = shared.planner.forecast(
+                self._running.row.index(stage.name), prompt_tokens, output_tokens, drafted
+            )
+        return None if seconds is None else EngineCost(seconds, seconds * stage.gpus)
+
+    async def start(self) -> None:
+        """Load the models and time them.
+
+        Raises MissingExtraError, ModelFileError or EngineError with the stage's name, or ConfigError where a chain
+        joins models whose tokens differ; then nothing is left running.
+        """
+        self._closed = False
+        async with self._starting:
+            if self._running is None:
+                missing = [name for name in ("torch", "transformers") if find_spec(name) is None]
+                if missing:
+                    name = next(iter(self._settings))
+                    raise MissingExtraError(f"stage '{name}' (engine 'torch')", "torch")
+                self._running = await asyncio.to_thread(self._load)
+
+    async def close(self) -> None:
+        """Drop what is at work, end the thread, let go of the models."""
+        self._closed = True
+        running, self._running = self._running, None
+        if running is not None:
+            await asyncio.to_thread(running.worker.stop)
+
+    async def generate(
+        self, request: Request, stage: Stage, draft: Attempt | None = None
+    ) -> AsyncGenerator[EngineEvent, None]:
+        """Write one answer. Raises EngineError after ``close`` only, or before ``start``."""
+        if self._closed or self._running is None:
+            told = "was closed" if self._closed else "was not started"
+            raise EngineError(f"stage '{stage.name}': the engine {told}")
+        running, settings = self._running, self._settings[stage.name]
+        deadline = Deadline(stage.name, settings.total_s)
+        with ExitStack() as held:
+            try:
+                for place in (running.places[stage.name], running.everywhere):
+                    async with deadline.waiting("no free place"):
+                        await place.acquire()
+                    held.callback(place.release)
+                answering = self._answering(request, settings, running, draft)
+            except (StepladderError, WireError) as error:
+                held.close()
+                yield Attempt(stage.name, fault=_fault(error))
+                return
+            held.callback(answering.cancel)
+            running.worker.submit(answering.task)
+            async for event in self._events(answering, deadline):
+                yield event
+
+    async def _events(self, answering: Answering, deadline: Deadline) -> AsyncGenerator[EngineEvent, None]:
+        while True:
+            try:
+                async with asyncio.timeout(max(0.0, deadline.left)):
+                    event = await answering.events.get()
+            except TimeoutError:
+                answering.cancel()
+                yield answering.attempt(deadline.over().fault)
+                return
+            yield event
+            if isinstance(event, Attempt):
+                return
+
+    def _answering(self, request: Request, settings: Settings, running: _Running, draft: Attempt | None) -> Answering:
+        from stepladder.engines.torch_answer import begin
+
+        return begin(
+            request,
+            settings,
+            row=running.row,
+            shared=running.planners[settings.stage.name],
+            draft=draft,
+            rows=running.worker.rows,
+            seed=self._new_seed(),
+            timer=self._timer,
+            loop=asyncio.get_running_loop(),
+        )
+
+    def _load(self) -> _Running:
+        """Everything that takes time; blocks."""
+        from stepladder.decoding.batch import Batch
+        from stepladder.decoding.times import StepTimes
+        from stepladder.engines.torch_chains import Shared, planner_for
+        from stepladder.engines.torch_models import load_row, time_passes
+        from stepladder.engines.torch_worker import Worker
+
+        settings = tuple(self._settings.values())
+        row, times = load_row(settings), StepTimes()
+        time_passes(row.models, times.observe, timer=self._timer)
+        shared = {each.stage.name: Shared(planner_for(each, row, times)) for each in settings}
+
+        def on_pass(stage: int, width: int, batch: int, seconds: float) -> None:
+            for each in shared.values():
+                with each.lock:
+                    each.planner.observe_pass(stage, width, batch, seconds)
+
+        worker = Worker(Batch(row.models, timer=self._timer, on_pass=on_pass))
+        worker.start()
+        slots = {each.stage.name: min(each.slots, each.stage.max_concurrency or each.slots) for each in settings}
+        places = {name: asyncio.Semaphore(count) for name, count in slots.items()}
+        # Every answer may hold a cache row of every model.
+        return _Running(row, worker, shared, places, asyncio.Semaphore(min(each.slots for each in settings)))
+
+
+def _fault(error: StepladderError | WireError) -> Fault:
+    if isinstance(error, WireError):
+        return error.fault
+    return Fault("bad_request", str(error))

@@ -1,0 +1,182 @@
+"""Which chain an answer's next round runs with: what was set, or what the planner measured to be fastest."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from stepladder.decoding.chain import GIVEN, NGRAM, GivenDraft, Level, ModelDrafter, NgramDrafter, Verifier
+from stepladder.decoding.controller import Planner, PlannerSettings
+from stepladder.decoding.deferral import Deferral
+from stepladder.decoding.planning import LONGEST, Plan
+from stepladder.decoding.sequence import Sequence as Answer
+from stepladder.decoding.tally import Tally
+from stepladder.decoding.times import StepTimes
+from stepladder.decoding.verify import RULES
+from stepladder.engines.torch_models import Row
+from stepladder.engines.torch_settings import NGRAM as NGRAM_NAME
+from stepladder.engines.torch_settings import Settings
+
+LOGITS_MAX = 2**24
+"""Numbers in the logits of one pass over a climbed draft: 64 MB of float32."""
+
+
+@dataclass(slots=True)
+class Shared:
+    """A stage's planner, used by the thread that decodes and by those that ask for prices."""
+
+    planner: Planner
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+class _Planner(Planner):
+    """A planner of a stage that only some of the models below it can draft for."""
+
+    def __init__(self, able: Sequence[int], *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._able = list(able)
+
+    def _eligible(self, course: Any) -> list[int]:
+        return [NGRAM, *self._able] if self.settings.ngram else self._able
+
+
+def planner_for(settings: Settings, row: Row, times: StepTimes) -> Planner:
+    """The planner that a stage's options ask for; step times are shared by all stages."""
+    top = row.index(settings.stage.name)
+    fixed: Literal["fixed", "marginal"] = "marginal" if settings.length is None else "fixed"
+    if settings.chain is None:
+        asked = PlannerSettings(longest=settings.length or LONGEST, stopping=fixed)
+    elif not settings.chain:
+        asked = PlannerSettings(mode="off")
+    else:
+        chain = (*(NGRAM if name == NGRAM_NAME else row.index(name) for name in settings.chain), top)
+        lengths = (settings.length,) * len(settings.chain) if settings.length else ()
+        asked = PlannerSettings(mode="chain", chain=chain, lengths=lengths, stopping=fixed)
+    sizes = [model.parameters for model in row.models]
+    return _Planner(row.below[top], len(row.models), asked, sizes=sizes, times=times)
+
+
+class Watch(Tally):
+    """Counts for one answer, handed on to the planner. The climbed draft is no drafter that could be planned with."""
+
+    def __init__(self, shared: Shared, *, greedy: bool) -> None:
+        super().__init__()
+        self._shared = shared
+        self._greedy = greedy
+
+    def verified(self, drafter: int, target: int, asked: int, accepted: int, confidences: Sequence[float]) -> None:
+        """Count it, and let the planner learn from it."""
+        if drafter == GIVEN:
+            return
+        super().verified(drafter, target, asked, accepted, confidences)
+        with self._shared.lock:
+            self._shared.planner.observe_verified(
+                drafter, target, len(confidences), accepted, confidences, asked=asked, greedy=self._greedy
+            )
+
+
+@dataclass(slots=True, kw_only=True)
+class Chains:
+    """The chains of one answer. ``next`` gives the one for the round to come, ``ended`` is told of the one gone.
+
+    ``contexts`` are the positions that each model has: a drafter that would run out of them is left out. ``most`` is
+    how many tokens the answer may have, ``rows`` how many answers are at work.
+    """
+
+    top: int
+    shared: Shared
+    answer: Answer
+    greedy: bool
+    rule: str
+    contexts: Sequence[int]
+    vocab: int
+    most: int
+    rows: Callable[[], int]
+    timer: Callable[[], float]
+    deferral: Deferral | None = None
+    given: Sequence[int] = ()
+    plan: Plan = field(init=False)
+    climbing: bool = field(init=False, default=False)
+    _ngram: NgramDrafter = field(init=False)
+    _given: GivenDraft = field(init=False)
+    _began: float = field(init=False, default=0.0)
+    _made: tuple[Plan | None, Verifier | None] = field(init=False, default=(None, None))
+
+    def __post_init__(self) -> None:
+        self.plan = Plan((self.top,))
+        self._ngram = NgramDrafter(extra=self.given)
+        self._given = GivenDraft(self.given)
+
+    def next(self) -> Verifier:
+        """The chain for the next round: a climbed draft goes first for as long as the answer agrees with it."""
+        self._began = self.timer()
+        self.climbing = self._agrees()
+        if self.climbing:
+            length = max(16, LOGITS_MAX // max(1, self.vocab))
+            return Verifier(self.top, self._given, length=length, rule=RULES[self.rule])
+        with self.shared.lock:
+            plan = self.shared.planner.plan(
+                self.top, greedy=self.greedy, batch=self.rows(), unread=self._unread(), remaining=self._left()
+            )
+        if not self._fits(plan):
+            plan = Plan((self.top,))
+        if plan != self._made[0]:
+            self._made = (plan, self._chain(plan))
+        self.plan = plan
+        if NGRAM in plan.chain:
+            self._ngram.learn(self.answer.tokens, len(self.answer.tokens))
+        chain = self._made[1]
+        assert chain is not None  # noqa: S101 - made above with its plan
+        return chain
+
+    def ended(self, tokens: int) -> None:
+        """The round wrote so many tokens; the planner hears of it, but for rounds over a climbed draft."""
+        if self.climbing:
+            return
+        with self.shared.lock:
+            self.shared.planner.observe_round(
+                self.plan, tokens, self.timer() - self._began, greedy=self.greedy, batch=self.rows()
+            )
+
+    def saved(self, prompt: int, drafted: int, kept: int) -> float:
+        """Seconds that a climbed draft of so many tokens saved: writing those kept, less reading all of them."""
+        with self.shared.lock:
+            planner = self.shared.planner
+            pace = planner.seconds_per_token(self.top, greedy=self.greedy)
+            read = [planner.forecast(self.top, prompt, 0, tokens) for tokens in (0, drafted)]
+        if pace is None or read[0] is None or read[1] is None:
+            return 0.0
+        return kept * pace - (read[1] - read[0])
+
+    def _agrees(self) -> bool:
+        """True while all that is written stands in the climbed draft, and more of it is left."""
+        written = self.answer.tokens[self.answer.prompt :]
+        return len(written) < len(self.given) and written == list(self.given[: len(written)])
+
+    def _left(self) -> int:
+        return self.most - (len(self.answer.tokens) - self.answer.prompt)
+
+    def _unread(self) -> dict[int, int]:
+        length = len(self.answer.tokens)
+        return {stage: length - self.answer.read.get(stage, 0) for stage in range(self.top)}
+
+    def _fits(self, plan: Plan) -> bool:
+        """True where every drafter has room for what is written, what it may draft and the token behind."""
+        need = len(self.answer.tokens) + sum(plan.asks) + 1
+        return all(stage == NGRAM or self.contexts[stage] >= need for stage in plan.chain[:-1])
+
+    def _chain(self, plan: Plan) -> Verifier:
+        level: Level | None = None
+        if not plan.plain:
+            with self.shared.lock:
+                stopping = self.shared.planner.stopping(plan, greedy=self.greedy, batch=self.rows())
+            bottom = plan.chain[0]
+            level = self._ngram if bottom == NGRAM else ModelDrafter(bottom, stopping)
+        for place, stage in enumerate(plan.chain[1:] or plan.chain):
+            length = plan.asks[place] if level is not None else 0
+            deferral = self.deferral if stage == self.top else None
+            level = Verifier(stage, level, length=length, rule=RULES[self.rule], deferral=deferral)
+        assert isinstance(level, Verifier)  # noqa: S101 - a plan has at least the answering stage
+        return level

@@ -1,0 +1,157 @@
+"""The models of a ``torch`` engine: stages and their own drafters in one row, loaded, compared and timed."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from stepladder.decoding.loading import Loaded, load
+from stepladder.decoding.models import Feed, LanguageModel
+from stepladder.decoding.tokenizer import Tokenizer
+from stepladder.decoding.vocabulary import Voice, common
+from stepladder.engines.model_file import verify
+from stepladder.engines.torch_settings import Settings
+from stepladder.errors import ConfigError, ModelFileError
+
+LOG = logging.getLogger("stepladder.engines")
+
+WIDTHS = (1, 2, 3, 4, 6, 8, 12, 16, 32, 64)
+"""Widths that every model is timed at before the first answer, as far as ``TRIAL_S`` goes."""
+
+TRIAL_S = 3.0
+TRIALS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """All models in the order of their indices: the stages' own drafters first, then the stages, cheapest first."""
+
+    names: tuple[str, ...]
+    loaded: tuple[Loaded, ...]
+    below: tuple[tuple[int, ...], ...]
+    """For each model, those that may draft for it: of lower index and with the same tokens."""
+
+    def index(self, name: str) -> int:
+        """A model's place."""
+        return self.names.index(name)
+
+    @property
+    def models(self) -> tuple[LanguageModel, ...]:
+        """The models without their tokenizers."""
+        return tuple(each.model for each in self.loaded)
+
+    def tokenizer(self, index: int) -> Tokenizer:
+        """One model's tokenizer."""
+        return self.loaded[index].tokenizer
+
+
+def load_row(settings: Sequence[Settings]) -> Row:
+    """Load every model. Blocks for as long as that takes.
+
+    Raises ModelFileError, EngineError or MissingExtraError with the stage's name, and ConfigError where a chain that
+    was asked for joins models with different tokens.
+    """
+    drafters = [each for each in settings if each.drafter is not None]
+    names = (*(each.own_drafter for each in drafters), *(each.stage.name for each in settings))
+    loaded = (*(_load(each, str(each.drafter)) for each in drafters), *(_load(each, None) for each in settings))
+    asked = {each.stage.name: each.chain for each in settings}
+    below = tuple(_below(position, names, loaded, asked.get(name)) for position, name in enumerate(names))
+    _narrow(loaded, below)
+    row = Row(names, loaded, below)
+    _warn_of_large_drafters(row, asked)
+    return row
+
+
+def time_passes(
+    models: Sequence[LanguageModel],
+    observe: Callable[[int, int, int, float], None],
+    *,
+    timer: Callable[[], float],
+    budget_s: float = TRIAL_S,
+) -> None:
+    """Run each model on noise at several widths, the median of a few passes each, and tell ``observe`` of each pass.
+
+    The first pass of a width is not told: it pays for memory and for kernels being chosen. A model stops being timed
+    after ``budget_s`` seconds, with width 1 known in any case.
+    """
+    chance = random.Random(0)  # noqa: S311 - noise to be timed, no secret
+    for index, model in enumerate(models):
+        slot, started = model.open(), timer()
+        try:
+            for width in (w for w in WIDTHS if w < model.context):
+                if width > 1 and timer() - started > budget_s:
+                    break
+                for trial in range(TRIALS + 1):
+                    tokens = [chance.randrange(model.vocab) for _ in range(width)]
+                    began = timer()
+                    model.forward([Feed(slot, 0, tokens, width)])
+                    if trial:
+                        observe(index, width, 1, timer() - began)
+        finally:
+            model.close(slot)
+
+
+def _load(settings: Settings, drafter: str | None) -> Loaded:
+    name = settings.stage.name
+    source = drafter or settings.stage.model
+    try:
+        if drafter is None and settings.sha256 is not None:
+            verify(source, settings.sha256)
+        return load(
+            source,
+            name=settings.own_drafter if drafter else name,
+            dtype=settings.dtype,
+            device=settings.device,
+            context=settings.stage.context,
+            slots=settings.slots,
+            chunk=settings.chunk,
+        )
+    except ModelFileError as error:
+        raise ModelFileError(f"stage '{name}': {error}") from error
+
+
+def _below(
+    position: int, names: Sequence[str], loaded: Sequence[Loaded], asked: tuple[str, ...] | None
+) -> tuple[int, ...]:
+    """Models that can draft for one; a chain that was asked for has to be able to."""
+    able = []
+    for lower in range(position):
+        try:
+            common([_voice(names[at], loaded[at]) for at in (lower, position)], f"stage '{names[position]}'")
+        except ConfigError as error:
+            if asked and names[lower] in asked:
+                raise
+            LOG.info("stage '%s' does not draft for '%s': %s", names[lower], names[position], error)
+            continue
+        able.append(lower)
+    return tuple(able)
+
+
+def _voice(name: str, loaded: Loaded) -> Voice:
+    return Voice(name, loaded.tokenizer, loaded.model.vocab)
+
+
+def _narrow(loaded: Sequence[Loaded], below: Sequence[Sequence[int]]) -> None:
+    """Slice the logits of models that work together to what all of them have."""
+    sizes = [each.model.vocab for each in loaded]
+    pairs = [(low, at) for at, lows in enumerate(below) for low in lows]
+    for _ in loaded:  # as often as a bound may have to travel from one pair to the next
+        for low, at in pairs:
+            sizes[low] = sizes[at] = min(sizes[low], sizes[at])
+    for each, size in zip(loaded, sizes, strict=True):
+        each.model.limit_vocab(size)
+
+
+def _warn_of_large_drafters(row: Row, asked: dict[str, tuple[str, ...] | None]) -> None:
+    for name, chain in asked.items():
+        target = row.models[row.index(name)]
+        for drafter in chain or ():
+            if drafter in row.names and row.models[row.index(drafter)].parameters >= target.parameters:
+                size = row.models[row.index(drafter)].parameters
+                LOG.warning(
+                    "stage '%s' (%.3g parameters) drafts for '%s' (%.3g): a drafter no smaller than its target can "
+                    "hardly pay; the counts in its traces tell",
+                    drafter, size, name, target.parameters,
+                )  # fmt: skip
