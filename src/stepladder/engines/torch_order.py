@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,10 +95,10 @@ def _most(params: Mapping[str, Any]) -> int | None:
 
 
 def _stops(value: Any) -> tuple[str, ...]:
-    texts: Sequence[Any] = [] if value is None else [value] if isinstance(value, str) else value
-    if not isinstance(texts, Sequence) or len(texts) > STOPS or not all(isinstance(t, str) and t for t in texts):
-        raise _refused(f"stop: should be a string or up to {STOPS} of them, none empty, not {value!r}")
-    return tuple(texts)
+    texts = [] if value is None else [value] if isinstance(value, str) else value
+    if isinstance(texts, list | tuple) and len(texts) <= STOPS and all(isinstance(t, str) and t for t in texts):
+        return tuple(texts)
+    raise _refused(f"stop: should be a string or up to {STOPS} of them, none empty, not {value!r}")
 
 
 def _top_logprobs(request: Request) -> int | None:
