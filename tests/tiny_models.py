@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from tokenizers import AddedToken, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer as Backend
+from transformers import (
+    CONFIG_MAPPING,
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
+from gguf_maker import byte_alphabet
 from stepladder.decoding.models import LanguageModel
+from stepladder.decoding.tokenizer import Tokenizer
 
 KINDS: dict[str, tuple[type[Any], type[Any]]] = {
     "llama": (LlamaConfig, LlamaForCausalLM),
@@ -59,6 +74,23 @@ def tiny_network(
     return network
 
 
+def other_network(family: str, **settings: Any) -> Any:
+    """A random float32 model of any family of transformers; small where its names for sizes are the usual ones."""
+    sizes = {
+        "vocab_size": 64,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "bos_token_id": None,
+        "eos_token_id": None,
+        "pad_token_id": None,
+    }
+    if family not in {"gpt2", "bloom"}:
+        sizes |= {"intermediate_size": 64, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 64}
+    config = CONFIG_MAPPING[family](**sizes, **settings)
+    return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+
+
 def tiny_model(
     kind: str = "llama",
     *,
@@ -73,3 +105,20 @@ def tiny_model(
     """A random LanguageModel; ``settings`` as in ``tiny_network``."""
     network = tiny_network(kind, dtype=dtype, seed=seed, context=context, **settings)
     return LanguageModel(network, name=name or f"tiny-{kind}-{seed}", context=context, slots=slots, chunk=chunk)
+
+
+TEMPLATE = (
+    "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+SPECIALS = ("<|end|>", "<|user|>", "<|assistant|>", "<|system|>")
+
+
+def letters(words: Sequence[str] | None = None, *, template: str | None = TEMPLATE) -> Tokenizer:
+    """A tokenizer of these words, those like <|this|> control tokens; by default SPECIALS and all 256 bytes."""
+    words = words or [*SPECIALS, *byte_alphabet()]
+    backend = Backend(models.BPE({word: number for number, word in enumerate(words)}, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_tokens([AddedToken(word, special=True, normalized=False) for word in words if word.startswith("<|")])
+    return Tokenizer(PreTrainedTokenizerFast(tokenizer_object=backend, chat_template=template), name="letters")

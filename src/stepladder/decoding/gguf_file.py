@@ -194,7 +194,7 @@ class GGUFFile:
         )
 
     def _byte_pairs(self, tokens: list[str]) -> Any:
-        from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+        from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 
         kind, split = self.get("tokenizer.ggml.model"), self.get("tokenizer.ggml.pre")
         if kind != "gpt2" or split not in SPLITS:
@@ -213,6 +213,11 @@ class GGUFFile:
             else pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(pattern), "isolated"), whole])
         )
         tokenizer.decoder = decoders.ByteLevel()
+        begin = self.ends().begin
+        if self.get("tokenizer.ggml.add_bos_token", False) and begin is not None:
+            tokenizer.post_processor = processors.TemplateProcessing(
+                single=[tokens[begin], "$A"], special_tokens=[(tokens[begin], begin)]
+            )
         kinds = self.get("tokenizer.ggml.token_type", [])
         for wanted, special in ((CONTROL, True), (USER_DEFINED, False)):
             tokenizer.add_tokens(

@@ -20,7 +20,7 @@ import torch
 from stepladder.decoding import memory
 from stepladder.decoding.gguf_file import GGUFFile
 from stepladder.decoding.memory import Need, Probe
-from stepladder.decoding.models import CHUNK, LanguageModel, context_of, shape_of
+from stepladder.decoding.models import CHUNK, LanguageModel, context_of, own_logits, require_same, shape_of
 from stepladder.decoding.tokenizer import Tokenizer
 from stepladder.errors import EngineError, MissingExtraError, ModelFileError, StepladderError, nearest
 
@@ -33,6 +33,9 @@ DTYPES = {
     "float16": torch.float16,
 }
 AUTO = "auto"
+TRIED = ("llama", "qwen2", "qwen3")
+"""Families that are tested; any other is compared with itself when it is loaded."""
+
 WANTED = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 """Files of a repository that are fetched: weights in safetensors, configuration, tokenizer; no pickles, no code."""
 
@@ -93,7 +96,10 @@ def load(
         memory.require(need, name=name, device=place, probe=probe)
         tokenizer = Tokenizer(found.tokenizer(), name=name, eos=found.ends)
         network = found.network(kind).to(place)
+        own = None if network.config.model_type in TRIED else own_logits(network)
         model = LanguageModel(network, name=name, context=positions, slots=slots, chunk=chunk)
+        if own is not None:
+            require_same(model, own)
     return Loaded(model, tokenizer)
 
 

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 CHUNK = 512
 """Tokens of one row that are fed in one pass, unless told otherwise."""
 
+PROBE = 8
+"""Tokens by which a model of an untried family is compared with itself."""
+
 
 @dataclass(frozen=True, slots=True)
 class Feed:
@@ -86,7 +89,17 @@ class LanguageModel:
         )
         self._chunk = chunk
         self._lengths: list[int | None] = [None] * slots
-        model.set_attn_implementation(attention.NAME)
+        self._lead_attention()
+
+    def _lead_attention(self) -> None:
+        """Have the model call ``attention.attend``."""
+        config = self.model.config.get_text_config()
+        self.model.set_attn_implementation(attention.NAME)
+        if config._attn_implementation != attention.NAME:  # transformers only warns
+            raise EngineError(
+                f"model '{self.name}' ({config.model_type}) cannot be run here: its code has an attention of its own "
+                "that cannot be exchanged"
+            )
 
     def limit_vocab(self, size: int) -> None:
         """Give out logits of the first ``size`` tokens only; see ``vocabulary.common``."""
@@ -250,13 +263,63 @@ def shape_of(config: PreTrainedConfig, name: str) -> Shape:
 
 
 def context_of(config: PreTrainedConfig, asked: int | None, name: str) -> int:
-    """Positions of a row: what was asked for, else all that the model was made for. EngineError for more than that."""
+    """Positions of a row: what was asked for, else all that can be had.
+
+    That is what the model was made for, or the window that some of its layers look back over: beyond it they forget.
+    Raises EngineError for more than that.
+    """
     most: int | None = getattr(config, "max_position_embeddings", None)
+    if window := _window(config):
+        most = min(window, most or window)
     if asked is None and most is None:
         raise EngineError(f"model '{name}' does not say how many positions it has: set the stage's context")
     if asked is not None and (asked < 1 or (most is not None and asked > most)):
-        raise EngineError(f"model '{name}' was made for {most} positions; context {asked} is not between 1 and that")
+        raise EngineError(
+            f"model '{name}' can be run on up to {most} positions here; context {asked} is not within that"
+        )
     return asked or most or 0
+
+
+def own_logits(model: PreTrainedModel) -> torch.Tensor:
+    """Logits of a few tokens (PROBE, vocab) as a model computes them by itself; to be asked before it is wrapped."""
+    with torch.inference_mode():
+        read: torch.Tensor = model(input_ids=_probe(model.device)[None], use_cache=False).logits[0]
+    return read
+
+
+def require_same(model: LanguageModel, own: torch.Tensor) -> None:
+    """Raise EngineError where a wrapped model does not give its own logits, within its dtype's rounding.
+
+    The proof that its attention is of the kind that is done here, for models that nobody has tried.
+    """
+    slot = model.open()
+    tokens: list[int] = _probe(model.device).tolist()
+    refused = f"model '{model.name}' ({model.model.config.model_type}) cannot be run here: "
+    try:
+        begun = model.forward([Feed(slot, 0, tokens[:-2], PROBE - 2)])[0]
+        ended = model.forward([Feed(slot, PROBE - 2, tokens[-2:], 2)])[0]
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise EngineError(f"{refused}its code cannot use the cache: {error}") from error
+    model.close(slot)
+    far = (torch.cat([begun, ended]) - own).abs().max().item()
+    near = 20 * torch.finfo(model.dtype).eps ** 0.75 * max(1.0, own.abs().max().item())
+    if not far <= near:
+        raise EngineError(f"{refused}read through a cache it gives logits that are {far:.3g} off its own")
+
+
+def _probe(device: torch.device) -> torch.Tensor:
+    return torch.arange(1, PROBE + 1, device=device)
+
+
+def _window(config: PreTrainedConfig) -> int | None:
+    """The least number of positions that a layer looks back over, where any is bounded so."""
+    kinds = getattr(config, "layer_types", None)
+    if kinds is not None and "sliding_attention" not in kinds:
+        return None
+    window: int | None = getattr(config, "sliding_window", None)
+    return window
 
 
 def _passes(feeds: Sequence[Feed], chunk: int) -> list[list[tuple[int, int, int]]]:

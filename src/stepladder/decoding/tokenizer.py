@@ -49,6 +49,11 @@ class Tokenizer:
         """Tokens of plain text: none is added, and words that spell a control token stay words."""
         return self._encode(text, split_special_tokens=True)
 
+    def prompt(self, text: str) -> list[int]:
+        """Tokens of a text that is to be gone on with: as ``encode``, with what the model's texts begin with."""
+        tokens: list[int] = self._tokenizer.encode(text, add_special_tokens=True, split_special_tokens=True)
+        return tokens
+
     def chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         """Tokens of a conversation ({"role", "content"} each) as the model was taught it, up to where it answers.
 
