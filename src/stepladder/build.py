@@ -310,17 +310,34 @@ def _wrong_weights(settings: Settings) -> list[Problem]:
 def _wrong_engines(settings: Settings) -> list[Problem]:
     """What each stage's engine says against its options, and engines whose extra is not installed."""
     found = []
-    for index, stage in enumerate(make_ladder(settings, fetch=False).stages):
+    stages = make_ladder(settings, fetch=False).stages
+    for index, stage in enumerate(stages):
         try:
-            plugins.make("engines", stage.engine, (stage,))
-        except ConfigError as error:
-            found += [settings.problem(_place(index, wrong.key), wrong.message) for wrong in error.problems]
+            wrong = _wrong_stage(stage, tuple(each for each in stages if each.engine == stage.engine))
+            found += [settings.problem(_place(index, each.key), each.message) for each in wrong]
         except StepladderError as error:
             found.append(settings.problem(("stages", index, "engine"), str(error)))
         if stage.engine == "llama" and find_spec("xllamacpp") is None:
             told = str(MissingExtraError("engine 'llama'", "llama"))
             found.append(settings.problem(("stages", index, "engine"), told))
     return found
+
+
+def _wrong_stage(stage: Stage, mates: tuple[Stage, ...]) -> tuple[Problem, ...]:
+    """What the engine says against this stage. Raises StepladderError for what it says against all of them.
+
+    The stage is tried alone first, since an engine that is made for several tells only of the first that is wrong. But
+    its options may name another: then only what still is wrong with it among its mates counts.
+    """
+    wrong: ConfigError | None = None
+    for together in ((stage,), mates):
+        try:
+            plugins.make("engines", stage.engine, together)
+        except ConfigError as error:
+            wrong = error
+        else:
+            return ()
+    return wrong.problems if wrong is not None and stage.name in wrong.source.split("'") else ()
 
 
 def _place(index: int, key: str) -> tuple[str | int, ...]:

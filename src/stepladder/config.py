@@ -89,6 +89,8 @@ class StageSettings(_Frozen):
     """`llama`: answers written at once."""
     load_timeout_s: Positive | None = None
     """`llama`: time to load the model."""
+    speculation: str | list[str] | Mapping[str, Any] | None = None
+    """`llama`: `"off"`, `"ngram"`, `"auto"` or a table with `draft`; `torch`: `"auto"`, `"off"`, a list of drafters."""
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
     """`llama`: checked before the file is loaded."""
     table: str | None = None

@@ -22,8 +22,10 @@ import xllamacpp  # noqa: F401 - who develops has it; a missing one is a failure
 from gguf_maker import SPECIALS, byte_alphabet, write_gguf
 from stepladder.engines import llama
 from stepladder.engines.llama import LlamaEngine
+from stepladder.engines.llama_trial import Trial
 from stepladder.engines.openai import OpenAIEngine
 from stepladder.errors import ConfigError, EngineError, MissingExtraError, ModelFileError
+from stepladder.evaluate.tasks import nano
 from stepladder.types import Attempt, Delta, EngineEvent, Fault, Request, Stage
 
 CONTEXT = 2048
@@ -572,3 +574,156 @@ def test_options_that_are_wrong(options: dict[str, Any], told: str) -> None:
     with pytest.raises(ConfigError, match="stage 'small'") as caught:
         LlamaEngine((Stage("small", "llama", "/x.gguf", options=options),))
     assert told in str(caught.value)
+
+
+# ── speculation ──────────────────────────────────────────────────────────────
+
+NANO = Path(llama.__file__).parents[1] / "presets" / "nano"
+PROMPTS = [task.prompt for task in nano.generate("judged", 100, seed=3)]
+
+
+def preset(name: str, **options: Any) -> Stage:
+    return stage(NANO / f"nano-{name}.gguf", name, 512, **options)
+
+
+async def written(engine: LlamaEngine, where: Stage, prompts: list[str] = PROMPTS) -> list[Attempt]:
+    return [await attempt(engine, where, request(prompt, max_tokens=48)) for prompt in prompts]
+
+
+async def test_drafting_changes_no_greedy_text() -> None:
+    below, plain = preset("small"), preset("medium")
+    async with running(plain) as engine:
+        texts = [each.text for each in await written(engine, plain)]
+        assert engine.speculates("medium") is False
+    for speculation, name in (
+        ({"draft": "small", "n_max": 8, "p_min": 0.6}, "small"),
+        ({"draft": "ngram", "n_match": 2, "n_max": 4}, "ngram"),
+    ):
+        drafting = preset("medium", speculation=speculation)
+        async with running(below, drafting) as engine:
+            made = await written(engine, drafting)
+            assert [each.text for each in made] == texts
+            told = [each.speculation for each in made]
+            assert all(each and each.chain == (name, "medium") for each in told)
+            pairs = [pair for each in told if each for pair in each.pairs]
+            assert {(pair.drafter, pair.target) for pair in pairs} == {(name, "medium")}
+            assert sum(pair.drafted for pair in pairs) >= sum(pair.accepted for pair in pairs) > 0
+            streamed = await attempt(engine, drafting, request(PROMPTS[0], max_tokens=48, stream=True))
+            assert (streamed.text, streamed.speculation) == (texts[0], told[0])
+            assert engine.speculates("medium") is True
+            (unasked,) = await written(engine, below, PROMPTS[:1])
+            assert unasked.speculation is None
+
+
+async def test_a_drafter_with_other_tokens_is_refused_at_start(model: Path, tmp_path: Path) -> None:
+    tokens = [*SPECIALS, *reversed(byte_alphabet())]
+    stranger = stage(write_gguf(tmp_path / "stranger.gguf", tokens=tokens), "stranger")
+    engine = LlamaEngine((stranger, stage(model, "large", speculation={"draft": "stranger"})))
+    with pytest.raises(EngineError, match=r"'stranger' cannot draft for it, .* different vocabularies: token 3 is"):
+        await engine.start()
+    assert [engine.pid(name) for name in ("stranger", "large")] == [None, None]
+
+
+def tried(engine: LlamaEngine) -> tuple[Trial, int]:
+    """The trial of the stage `small`, and the process that drafts in it."""
+    found = engine._trials["small"]
+    assert found.host.child is not None
+    return found.trial, found.host.child.pid
+
+
+async def gone(pid: int) -> bool:
+    for _ in range(200):
+        if not is_running(pid):
+            return True
+        await asyncio.sleep(0.02)
+    return False
+
+
+@pytest.mark.parametrize("faster", [False, True])
+async def test_auto_keeps_what_was_measured_faster(model: Path, caplog: pytest.LogCaptureFixture, faster: bool) -> None:
+    where = stage(model, speculation="auto")
+    caplog.set_level("INFO", "stepladder.engines.llama")
+    async with running(where) as engine:
+        plain, (trial, drafting) = engine.pid("small"), tried(engine)
+        assert engine.speculates("small") is None
+        made = [await attempt(engine, where, request()) for _ in range(4)]
+        assert [each.speculation is not None for each in made] == [False, True] * 2
+        assert len({each.text for each in made}) == 1
+        assert (trial.plain.count, trial.drafting.count, trial.plain.tokens) == (2, 2, 16)
+        assert 0 < trial.drafting.seconds < sum(each.seconds for each in made)
+        for number in range(64):  # as if the next answers had been so much faster or slower
+            for side in (False, True):
+                trial.observe(drafting=side, tokens=100, seconds=1 + number / 640 + (side != faster) * 9)
+        last = await attempt(engine, where, request())
+        assert last.text == made[0].text
+        assert engine.speculates("small") is faster
+        assert engine.pid("small") == (drafting if faster else plain)
+        assert await gone(plain if faster else drafting)
+        assert f"stage 'small': drafting is {'on' if faster else 'off'}: " in caplog.text
+        assert (await attempt(engine, where, request())).speculation == (made[1].speculation if faster else None)
+        for _ in range(3):
+            await attempt(engine, where, request())
+        assert engine.expected_cost(where, 10, 10) is not None
+    assert not any(is_running(pid) for pid in (plain, drafting))
+
+
+async def test_the_last_user_of_the_loser_is_not_cut_off(model: Path) -> None:
+    where = stage(model, speculation="auto")
+    async with running(where) as engine:
+        trial, drafting = tried(engine)
+        await attempt(engine, where, request())
+        async with aclosing(engine.generate(LONG, where)) as events:
+            await anext(events)  # the second answer is the drafting one's
+            trial.give_up("on purpose")
+            await attempt(engine, where, request())
+            assert engine.speculates("small") is False
+            assert is_running(drafting)
+            *_, last = [event async for event in events]
+        assert isinstance(last, Attempt)
+        assert last.fault is None
+        assert await gone(drafting)
+
+
+async def test_what_is_tried_out_costs_nobody_an_answer(
+    model: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    real = llama.start_child
+    fails = True
+
+    async def start(wanted: llama.Model) -> llama.Child:
+        if wanted.drafter is not None and fails:
+            raise EngineError("no memory for it")
+        return await real(wanted)
+
+    monkeypatch.setattr(llama, "start_child", start)
+    caplog.set_level("INFO", "stepladder.engines.llama")
+    where = stage(model, speculation="auto")
+    async with running(where) as engine:
+        assert engine.speculates("small") is False
+        assert "drafting is off: no memory for it" in caplog.text
+        assert (await attempt(engine, where, request())).is_answer
+    fails = False
+    async with running(where) as engine:
+        _, drafting = tried(engine)
+        fails = True
+        os.kill(drafting, signal.SIGKILL)
+        assert await gone(drafting)
+        made = [await attempt(engine, where, request()) for _ in range(4)]
+        assert all(each.is_answer for each in made)
+        assert engine.speculates("small") is False
+
+
+async def test_a_drafting_process_that_dies_at_work_is_not_tried_again(model: Path) -> None:
+    where = stage(model, speculation="auto")
+    async with running(where) as engine:
+        _, drafting = tried(engine)
+        await attempt(engine, where, request())
+        async with aclosing(engine.generate(LONG, where)) as events:
+            await anext(events)
+            os.kill(drafting, signal.SIGKILL)
+            *_, last = [event async for event in events]
+        assert isinstance(last, Attempt)
+        assert last.fault is not None
+        assert last.fault.kind == "crash"
+        assert engine.speculates("small") is False
+        assert (await attempt(engine, where, request())).is_answer

@@ -100,16 +100,23 @@ async def _note_reuse(_session: aiohttp.ClientSession, context: Any, _params: An
 
 
 async def exchange(
-    session: aiohttp.ClientSession, target: Target, request: Request, deadline: Deadline | None = None
+    session: aiohttp.ClientSession,
+    target: Target,
+    request: Request,
+    deadline: Deadline | None = None,
+    *,
+    reply: wire.Reply | None = None,
 ) -> AsyncGenerator[EngineEvent, None]:
     """Ask, and yield what ``Engine.generate`` yields: deltas where the request streams, then one attempt.
 
     Closing the generator early, or cancelling the task that reads it, closes the connection at once, which is how
     servers learn that nobody waits. ``seconds`` counts from here. The usage of a stream that broke off before its
     server counted is estimated (``tokens.usage_of``): what was written is paid for. The ``deadline`` (by default
-    the target's total limit from here) cuts the connection also while nobody takes the next event.
+    the target's total limit from here) cuts the connection also while nobody takes the next event. A caller that wants
+    to see more than the attempt tells hands in the ``reply`` that is to be filled.
     """
     call = _Call(session, target, request, deadline or Deadline(target.stage, target.limits.total_s))
+    call.reply = reply or call.reply
     fault = None
     try:
         async with aclosing(call.deltas()) as deltas:

@@ -7,11 +7,12 @@ process again.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import ExitStack, aclosing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 
 import aiohttp
@@ -19,13 +20,17 @@ import aiohttp
 from stepladder.engines.deadline import Deadline
 from stepladder.engines.forecast import Forecasts
 from stepladder.engines.http import Limits, Target, bearer, exchange, new_session, read_limits
+from stepladder.engines.llama_drafting import Drafter, check_drafter, read_speculation
 from stepladder.engines.llama_process import Child, Model, start_child
+from stepladder.engines.llama_trial import Trial
 from stepladder.engines.model_file import verify
 from stepladder.engines.options import Options
 from stepladder.engines.threads import ThreadBudget, available_cores
-from stepladder.engines.wire import WireError
+from stepladder.engines.wire import Reply, WireError
 from stepladder.errors import EngineError, MissingExtraError, ModelFileError, StepladderError
 from stepladder.types import Attempt, Capability, EngineCost, EngineEvent, Fault, Request, Stage
+
+LOG = logging.getLogger("stepladder.engines.llama")
 
 RESTARTS = 3
 RESTART_WINDOW_S = 60.0
@@ -38,12 +43,13 @@ WHERE_DEATH_SHOWS = ("connect", "protocol")
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """One stage's options, read. ``sha256`` is in hex."""
+    """One stage's options, read. ``sha256`` is in hex. ``on_trial`` may come to draft for the model."""
 
     model: Model
     limits: Limits
     sha256: str | None
     places: int
+    on_trial: Drafter | None = None
 
 
 class LlamaEngine:
@@ -52,7 +58,19 @@ class LlamaEngine:
     Options of a stage: ``sha256`` (the file's, in hex; checked before loading); ``threads`` (compute threads; default
     the cores divided by the local stages); ``n_parallel`` (answers written at once, 4); ``load_timeout_s`` 120; and the
     time limits of the ``openai`` engine. ``stage.context`` is the context of each answer in tokens (llama.cpp rounds
-    it up); None leaves the model's own, which the answers at work then share.
+    it up); None leaves the model's own, which the answers at work then share. ``speculation`` is llama.cpp's own
+    speculative decoding, which changes how fast a text is written and not which:
+
+    * ``"off"``, the default;
+    * ``{ draft = "small", n_max = 8, p_min = 0.6 }``: another stage's file drafts up to ``n_max`` tokens, as long as
+      each has a probability of ``p_min``. The two files must have the same vocabulary;
+    * ``"ngram"``, or ``{ draft = "ngram", n_match = 6, n_max = 16 }``: what followed the same tokens before;
+    * ``"auto"``: n-grams where they pay. llama.cpp takes the choice when it loads and not from a request, so for the
+      time of the trial a second process serves the same file (its weights are shared, its context is not), and the two
+      answer by turns (``llama_trial.Trial``) until it is clear which writes faster; that one stays, and its times are
+      the stage's forecast.
+
+    A draft that the caller hands over, a lower answer, is not read: llama.cpp's HTTP API has no place for one.
 
     The threads of all stages at work or loading never exceed ``cores``: a stage waits for its turn
     (``threads.ThreadBudget``), and that wait, like the one for a place, counts against ``total_timeout_s`` and is not
@@ -65,8 +83,14 @@ class LlamaEngine:
         cores = cores or available_cores()
         usual = max(1, cores // max(1, len(stages)))
         self._budget = ThreadBudget(cores)
-        self._hosts = {stage.name: _Host(_settings(stage, cores, usual), self._budget, timer) for stage in stages}
-        self._forecasts = Forecasts()
+        self._hosts: dict[str, _Host] = {}
+        self._trials: dict[str, _OnTrial] = {}
+        self._retired: list[_Host] = []
+        for stage in stages:
+            settings = _settings(stage, stages, cores, usual)
+            host = self._hosts[stage.name] = _Host(settings, self._budget, timer)
+            if settings.on_trial is not None:
+                self._trials[stage.name] = _OnTrial(host.drafting(settings.on_trial))
         self._session: aiohttp.ClientSession | None = None
         self._closed = False
 
@@ -77,8 +101,12 @@ class LlamaEngine:
     def expected_cost(
         self, stage: Stage, prompt_tokens: int, output_tokens: int, draft: Attempt | None = None
     ) -> EngineCost | None:
-        """Learned from the answers so far; a draft is not read yet, so it changes nothing."""
-        return self._forecasts.cost(stage, prompt_tokens, output_tokens)
+        """Learned from the answers so far, with the drafting now in force; a draft is not read and changes nothing."""
+        return self._hosts[stage.name].forecasts.cost(stage, prompt_tokens, output_tokens)
+
+    def speculates(self, stage: str) -> bool | None:
+        """Whether a stage's tokens are drafted; None while that is on trial."""
+        return None if stage in self._trials else self._hosts[stage].settings.model.drafter is not None
 
     def pid(self, stage: str) -> int | None:
         """The process that holds a stage's model now."""
@@ -91,13 +119,15 @@ class LlamaEngine:
         Raises MissingExtraError, or ModelFileError or EngineError with the stage's name; then nothing is left running.
         """
         self._closed = False
-        for host in self._hosts.values():
+        for host in (*self._hosts.values(), *(tried.host for tried in self._trials.values())):
             host.is_open = True
         try:
             await asyncio.gather(*(host.check() for host in self._hosts.values()))
             async with asyncio.TaskGroup() as loading:
                 for host in self._hosts.values():
                     loading.create_task(host.ready())
+                for name in self._trials:
+                    loading.create_task(self._prepare_trial(name))
         except BaseExceptionGroup as group:  # the first of several loads that failed is told, as a plain error
             await self.close()
             raise group.exceptions[0] from None
@@ -111,7 +141,10 @@ class LlamaEngine:
         session, self._session = self._session, None
         if session is not None:
             await session.close()
-        await asyncio.gather(*(host.close() for host in self._hosts.values()))
+        hosts = (*self._hosts.values(), *(tried.host for tried in self._trials.values()), *self._retired)
+        await asyncio.gather(*(host.close() for host in hosts))
+        await asyncio.gather(*(host.ending for host in self._retired if host.ending is not None))
+        self._retired.clear()
 
     async def generate(
         self, request: Request, stage: Stage, draft: Attempt | None = None
@@ -119,12 +152,11 @@ class LlamaEngine:
         """Ask the stage's process, starting it where it does not run. Raises EngineError after ``close`` only."""
         if self._closed:
             raise EngineError(f"stage '{stage.name}': the engine was closed")
-        host = self._hosts[stage.name]
-        deadline = Deadline(stage.name, host.settings.limits.total_s)
+        deadline = Deadline(stage.name, self._hosts[stage.name].settings.limits.total_s)
         with ExitStack() as held:
             deadline.let_go(held)
             try:
-                child = await self._admit(host, deadline, held)
+                host, child = await self._admit(stage.name, deadline, held)
             except (StepladderError, WireError) as error:
                 held.close()
                 fault = error.fault if isinstance(error, WireError) else Fault("crash", str(error))
@@ -134,40 +166,133 @@ class LlamaEngine:
                 async for event in events:
                     yield event
 
-    async def _admit(self, host: _Host, deadline: Deadline, held: ExitStack) -> Child:
+    async def _admit(self, stage: str, deadline: Deadline, held: ExitStack) -> tuple[_Host, Child]:
         """A place at the stage, its running child, and its threads. Raises WireError where the time is over before."""
-        model = host.settings.model
+        places = self._hosts[stage].places
         async with deadline.waiting("no free place"):
-            await host.places.acquire()
-        held.callback(host.places.release)
+            await places.acquire()
+        held.callback(places.release)
+        host = self._turn(stage)
+        try:
+            return host, await self._seat(host, deadline, held)
+        except StepladderError as error:
+            if host is self._hosts[stage]:
+                raise
+            self._end_trial(stage, str(error))  # what is only tried out costs nobody an answer
+            host = self._hosts[stage]
+            return host, await self._seat(host, deadline, held)
+
+    async def _seat(self, host: _Host, deadline: Deadline, held: ExitStack) -> Child:
+        """A host's running child, with its threads held. Raises WireError, or as ``_Host.ready`` does."""
+        model, seat = host.settings.model, host.seat
+        host.enter()
+        held.callback(host.leave)
         while True:
             async with deadline.waiting("no loaded model"):
                 child = await host.ready()  # holds threads of its own: inside ours it would wait for those behind us
             async with deadline.waiting("no free threads"):
-                await self._budget.acquire(model.stage, model.threads)
+                await self._budget.acquire(seat, model.threads)
             if child.is_alive:
-                held.callback(self._budget.release, model.stage)
+                held.callback(self._budget.release, seat)
                 return child
-            self._budget.release(model.stage)  # it died while we waited
+            self._budget.release(seat)  # it died while we waited
 
     async def _ask(
         self, request: Request, host: _Host, child: Child, deadline: Deadline
     ) -> AsyncGenerator[EngineEvent, None]:
         if self._session is None:
             self._session = new_session()
-        async with aclosing(exchange(self._session, host.target(child), request, deadline)) as events:
+        reply = host.reply()
+        async with aclosing(exchange(self._session, host.target(child), request, deadline, reply=reply)) as events:
             async for event in events:
                 if isinstance(event, Attempt):
                     event = await host.explained(event, child)  # noqa: PLW2901 - the attempt, told better
-                    self._forecasts.observe(event)
+                    host.forecasts.observe(event)
+                    self._judge(host, event, reply)
                 yield event
+
+    # ── drafting on trial ────────────────────────────────────────────────────
+
+    async def _prepare_trial(self, stage: str) -> None:
+        """Load the second process; the stage is served without it where that fails."""
+        try:
+            await self._trials[stage].host.ready()
+        except StepladderError as error:
+            self._end_trial(stage, str(error))
+
+    def _turn(self, stage: str) -> _Host:
+        """Who writes the stage's next answer."""
+        tried = self._trials.get(stage)
+        if tried is None:
+            return self._hosts[stage]
+        drafting = tried.trial.turn()
+        if tried.trial.verdict is not None:
+            self._settle(stage)
+            return self._hosts[stage]
+        return tried.host if drafting else self._hosts[stage]
+
+    def _judge(self, host: _Host, attempt: Attempt, reply: Reply) -> None:
+        """Let an answer count in its stage's trial, where there is one."""
+        tried = self._trials.get(attempt.stage)
+        if tried is None:
+            return
+        drafting = host is tried.host
+        if attempt.fault is None:
+            for tokens, seconds in _written(reply):
+                tried.trial.observe(drafting=drafting, tokens=tokens, seconds=seconds)
+        elif drafting and attempt.fault.kind == "crash":
+            tried.trial.give_up(attempt.fault.message)
+        if tried.trial.verdict is not None:
+            self._settle(attempt.stage)
+
+    def _end_trial(self, stage: str, reason: str) -> None:
+        """Go on without drafting; another answer may have ended the trial before."""
+        if stage in self._trials:
+            self._trials[stage].trial.give_up(reason)
+            self._settle(stage)
+
+    def _settle(self, stage: str) -> None:
+        """Keep the host that won, and end the other as soon as nobody uses it."""
+        tried = self._trials.pop(stage)
+        winner, loser = self._hosts[stage], tried.host
+        if tried.trial.verdict:
+            winner, loser = loser, winner
+        self._hosts[stage] = winner
+        self._retired.append(loser)
+        loser.retire()
+        LOG.info("stage '%s': drafting is %s: %s", stage, "on" if tried.trial.verdict else "off", tried.trial.reason)
+
+
+@dataclass(slots=True)
+class _OnTrial:
+    """A second host of a stage, which drafts, and what is known of it."""
+
+    host: _Host
+    trial: Trial = field(default_factory=Trial)
+
+
+def _written(reply: Reply) -> Iterator[tuple[int, float]]:
+    """(tokens, seconds of writing them) of each choice, as llama.cpp measured them: without prompt and queue."""
+    for told in reply.latest_timings:
+        tokens, milliseconds = told.get("predicted_n"), told.get("predicted_ms")
+        if isinstance(tokens, int) and isinstance(milliseconds, int | float):
+            yield tokens, milliseconds / 1e3
 
 
 class _Host:
-    """One stage's process, and the rule by which it is started again."""
+    """One stage's process, and the rule by which it is started again.
+
+    ``seat`` is the name under which it holds threads, ``users`` are the calls that have chosen it, ``forecasts`` what
+    its own answers took. One that was retired ends once it has no users any more; ``ending`` is then its end.
+    """
 
     def __init__(self, settings: Settings, budget: ThreadBudget, timer: Callable[[], float]) -> None:
         self.settings = settings
+        self.seat = settings.model.stage
+        self.forecasts = Forecasts()
+        self.users = 0
+        self.is_retired = False
+        self.ending: asyncio.Task[None] | None = None
         self._budget = budget
         self.child: Child | None = None
         self.is_open = True
@@ -176,6 +301,32 @@ class _Host:
         self.places = asyncio.Semaphore(settings.places)
         """One for each answer that the stage may write at once."""
         self._deaths: deque[float] = deque()
+
+    def drafting(self, drafter: Drafter) -> _Host:
+        """A second host of the same stage, with this drafter, that shares the stage's places and waits for threads
+        like another stage."""
+        model = replace(self.settings.model, drafter=drafter)
+        second = _Host(replace(self.settings, model=model), self._budget, self._timer)
+        second.seat, second.places = f"{self.seat} with {drafter.name}", self.places
+        return second
+
+    def enter(self) -> None:
+        """A call has chosen this host; ``leave`` is to follow, once."""
+        self.users += 1
+
+    def leave(self) -> None:
+        """The call is over."""
+        self.users -= 1
+        self._end_if_idle()
+
+    def retire(self) -> None:
+        """End once the last call is over."""
+        self.is_retired = True
+        self._end_if_idle()
+
+    def _end_if_idle(self) -> None:
+        if self.is_retired and not self.users and self.ending is None:
+            self.ending = asyncio.create_task(self.close())
 
     async def check(self) -> None:
         """Raise MissingExtraError or ModelFileError where the model cannot be loaded."""
@@ -186,6 +337,7 @@ class _Host:
             await asyncio.to_thread(verify, model.path, self.settings.sha256)
         except ModelFileError as error:
             raise ModelFileError(f"stage '{model.stage}': {error}") from error
+        await asyncio.to_thread(check_drafter, model.stage, model.path, model.drafter)
 
     async def ready(self) -> Child:
         """The running child, loaded first if need be. Raises as ``start_child`` does, or EngineError at the limit.
@@ -209,7 +361,7 @@ class _Host:
         try:
             self._refuse_what_does_not_stay()
             await self.check()
-            async with self._budget.hold(self.settings.model.stage, self.settings.model.threads):
+            async with self._budget.hold(self.seat, self.settings.model.threads):
                 self.child = await self._started()
         finally:
             self._load = None
@@ -232,6 +384,11 @@ class _Host:
         stage = self.settings.model.stage
         url = f"http://127.0.0.1:{child.port}/v1"
         return Target(stage, stage, url, headers=bearer(child.key), limits=self.settings.limits)
+
+    def reply(self) -> Reply:
+        """What an answer of this host is read into."""
+        model = self.settings.model
+        return Reply(model.stage, drafter="" if model.drafter is None else model.drafter.name)
 
     async def explained(self, attempt: Attempt, child: Child) -> Attempt:
         """The attempt, where its process died with that as the fault."""
@@ -277,9 +434,10 @@ def _retrieve(load: asyncio.Task[Child]) -> None:
         load.exception()
 
 
-def _settings(stage: Stage, cores: int, usual_threads: int) -> Settings:
+def _settings(stage: Stage, stages: tuple[Stage, ...], cores: int, usual_threads: int) -> Settings:
     options = Options(stage)
     slots = options.whole("n_parallel", 4, most=256)
+    wanted = read_speculation(options, stage, stages)
     model = Model(
         stage=stage.name,
         path=stage.model,
@@ -287,8 +445,15 @@ def _settings(stage: Stage, cores: int, usual_threads: int) -> Settings:
         slots=slots,
         threads=min(cores, options.whole("threads", usual_threads)),
         load_timeout_s=options.seconds("load_timeout_s", 120.0),
+        drafter=None if wanted.on_trial else wanted.drafter,
     )
-    settings = Settings(model, read_limits(options), _sha256(options), min(slots, stage.max_concurrency or slots))
+    settings = Settings(
+        model,
+        read_limits(options),
+        _sha256(options),
+        places=min(slots, stage.max_concurrency or slots),
+        on_trial=wanted.drafter if wanted.on_trial else None,
+    )
     options.done()
     return settings
 

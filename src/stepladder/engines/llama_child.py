@@ -6,7 +6,8 @@ loopback address until stdin closes or its parent is gone. llama.cpp may abort t
 takes nothing else with it.
 
 Settings: ``model`` (path), ``n_ctx`` (tokens over all slots; 0: the model's own, shared by the slots), ``n_parallel``
-(slots), ``threads``, ``load_timeout_s``, and if wanted ``api_key`` and ``alias`` (the model's name in replies).
+(slots), ``threads``, ``load_timeout_s``, and if wanted ``api_key``, ``alias`` (the model's name in replies) and
+``speculation``: ``path`` (a drafter's file; null: n-grams), ``n_max``, ``p_min``, ``n_match``.
 """
 
 from __future__ import annotations
@@ -58,7 +59,28 @@ def _serve(settings: Mapping[str, Any]) -> Any:
     os.environ.setdefault("GGML_NO_BACKTRACE", "1")  # else an abort attaches a debugger where one is installed
     import xllamacpp
 
-    return xllamacpp.Server(_params(xllamacpp.CommonParams(), settings))
+    params = _params(xllamacpp.CommonParams(), settings)
+    if settings.get("speculation"):
+        _speculate(params, xllamacpp.common_speculative_type, settings["speculation"])
+    return xllamacpp.Server(params)
+
+
+def _speculate(params: Any, kinds: Any, wanted: Mapping[str, Any]) -> None:
+    """Name the kind of drafter: llama.cpp's other kinds abort the process with models that were not made for them.
+
+    It must be done here: llama.cpp reads no request's wish to speculate or not.
+    """
+    speculative = params.speculative
+    if wanted["path"] is None:
+        speculative.types = [kinds.COMMON_SPECULATIVE_TYPE_NGRAM_SIMPLE]
+        speculative.ngram_simple.size_n = int(wanted["n_match"])
+        speculative.ngram_simple.size_m = int(wanted["n_max"])
+        return
+    draft, threads = speculative.draft, params.cpuparams.n_threads
+    speculative.types = [kinds.COMMON_SPECULATIVE_TYPE_DRAFT_SIMPLE]
+    draft.mparams.path = wanted["path"]
+    draft.n_max, draft.p_min = int(wanted["n_max"]), float(wanted["p_min"])
+    draft.cpuparams.n_threads = draft.cpuparams_batch.n_threads = threads
 
 
 def _params(params: Any, settings: Mapping[str, Any]) -> Any:

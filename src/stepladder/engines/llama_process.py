@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from stepladder.engines.llama_drafting import Drafter
 from stepladder.errors import EngineError, ModelFileError
 
 PROGRAM = Path(__file__).with_name("llama_child.py")
@@ -26,7 +27,10 @@ LAST_WORDS_BYTES = 2000
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """What a child is to load. ``n_ctx`` is in tokens over all slots; 0 leaves it to the model."""
+    """What a child is to load. ``n_ctx`` is in tokens over all slots; 0 leaves it to the model.
+
+    ``drafter`` drafts for it with llama.cpp's own speculative decoding, None where each token is written alone.
+    """
 
     stage: str
     path: str
@@ -34,6 +38,13 @@ class Model:
     slots: int
     threads: int
     load_timeout_s: float
+    drafter: Drafter | None = None
+
+    @property
+    def files(self) -> str:
+        """What is loaded, in words."""
+        drafts = None if self.drafter is None else self.drafter.path
+        return self.path if drafts is None else f"{self.path} with the drafter {drafts}"
 
 
 class Child:
@@ -115,7 +126,7 @@ async def start_child(model: Model) -> Child:
     except TimeoutError as error:
         await child.end()
         raise EngineError(
-            f"stage '{model.stage}': {model.path} was not loaded within {model.load_timeout_s:g} s (load_timeout_s)"
+            f"stage '{model.stage}': {model.files} was not loaded within {model.load_timeout_s:g} s (load_timeout_s)"
         ) from error
     except BaseException:  # a cancelled start must not leave a process behind either
         await child.end()
@@ -146,6 +157,7 @@ async def _hand_over(child: Child, model: Model) -> None:
         "threads": model.threads,
         "api_key": child.key,
         "load_timeout_s": model.load_timeout_s,
+        "speculation": None if model.drafter is None else model.drafter.settings(),
     }
     await child.tell(json.dumps(settings).encode() + b"\n")
 
@@ -161,12 +173,12 @@ async def _port(line: bytes, child: Child, model: Model) -> int:
             raise EngineError(f"stage '{model.stage}': xllamacpp is installed but cannot be used: {said['error']}")
         await child.end()
         raise ModelFileError(
-            f"stage '{model.stage}': the model file {model.path} cannot be loaded: {said['error']} "
+            f"stage '{model.stage}': the model file {model.files} cannot be loaded: {said['error']} "
             f"The process {await child.obituary()}"
         )
     await child.end()
     raise ModelFileError(
-        f"stage '{model.stage}': the model file {model.path} cannot be loaded: the process that tried "
+        f"stage '{model.stage}': the model file {model.files} cannot be loaded: the process that tried "
         f"{await child.obituary()}"
     )
 

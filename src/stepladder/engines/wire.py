@@ -16,7 +16,7 @@ from typing import Any
 import orjson
 
 from stepladder.tokens import tokens_of
-from stepladder.types import Attempt, Delta, Fault, FaultKind, Request, Usage, message_text
+from stepladder.types import Attempt, Delta, Drafting, Fault, FaultKind, Request, Speculation, Usage, message_text
 
 CONTEXT_CODES = ("context_length_exceeded", "exceed_context_size_error")
 CONTEXT_PHRASES = re.compile(
@@ -97,6 +97,9 @@ class Reply:
     Where several choices were asked for (``n``), llama.cpp counts the output tokens of each alone: a stream's counts
     are added up, and in a whole reply, which brings the first one's, the others are counted by their log probabilities
     or estimated. Other servers count all choices together.
+
+    ``timings`` are what llama.cpp says of its work, as they came: ``draft_n`` tokens drafted and ``draft_n_accepted``,
+    where there were any. ``drafter`` is who drafted them, as far as it is known.
     """
 
     stage: str
@@ -109,6 +112,8 @@ class Reply:
     written: list[str] = field(default_factory=list)
     choices: set[int] = field(default_factory=set)
     counts_alone: list[int] = field(default_factory=list)
+    timings: list[Mapping[str, Any]] = field(default_factory=list)
+    drafter: str = ""
 
     def attempt(self, seconds: float, fault: Fault | None = None) -> Attempt:
         """What has come so far, as an attempt."""
@@ -122,7 +127,22 @@ class Reply:
             logprobs=tuple(self.logprobs) or None,
             fault=fault,
             raw=self.raw,
+            speculation=self._speculation(),
         )
+
+    @property
+    def latest_timings(self) -> list[Mapping[str, Any]]:
+        """The newest of each choice."""
+        return self.timings[-max(1, len(self.choices)) :]
+
+    def _speculation(self) -> Speculation | None:
+        """What the server told of its drafting; None for one that tells nothing and is not known to draft."""
+        drafted = sum(_count(told.get("draft_n")) for told in self.latest_timings)
+        if not drafted and not (self.drafter and self.timings):
+            return None
+        accepted = min(drafted, sum(_count(told.get("draft_n_accepted")) for told in self.latest_timings))
+        pair = Drafting(self.drafter, self.stage, drafted, accepted)
+        return Speculation(chain=(self.drafter, self.stage), pairs=(pair,))
 
     def read_whole(self, data: bytes) -> None:
         """Take an unstreamed reply. Raises WireError."""
@@ -164,7 +184,9 @@ class Reply:
         return text
 
     def _read_usage(self, reply: Mapping[str, Any]) -> None:
-        usage = reply.get("usage")
+        usage, timings = reply.get("usage"), reply.get("timings")
+        if isinstance(timings, Mapping):
+            self.timings.append(timings)
         if not isinstance(usage, Mapping):
             return
         details = usage.get("prompt_tokens_details")
