@@ -115,6 +115,25 @@ def test_what_cannot_be_built_is_told(tables, told):
     assert any(told in str(problem) for problem in problems(wrong))
 
 
+def test_a_stage_may_name_another_that_its_engine_serves(tmp_path):
+    (tmp_path / "m.gguf").write_bytes(b"GGUF")
+
+    def told(**options) -> list[str]:
+        stages = [{"name": name, "engine": "llama", "model": "m.gguf", "cost": 1.0} for name in ("small", "large")]
+        stages[1] |= {"speculation": {"draft": "small"}, **options}
+        return [str(each) for each in problems(config.parse({"stages": stages}, folder=tmp_path))]
+
+    assert told() == []
+    (unknown,) = told(speculation={"draft": "smal"})
+    assert "stages[1].speculation: draft must be" in unknown
+    assert "did you mean 'small'" in unknown
+    (other,) = told(n_parallel=1000)
+    assert "n_parallel" in other
+    with pytest.raises(ConfigError, match=r"stages\[1\].speculation"):
+        told(speculation=3)
+    assert told(speculation="auto") == []
+
+
 def test_options_that_a_plug_in_does_not_take(monkeypatch):
     class Picky:
         name = "picky"

@@ -20,7 +20,7 @@ from stepladder.engines.openai import OpenAIEngine
 from stepladder.errors import ConfigError, EngineError
 from stepladder.testing import make_ladder, no_forecast
 from stepladder.tokens import usage_of
-from stepladder.types import Attempt, Delta, EngineEvent, Fault, Request, Stage, Usage
+from stepladder.types import Attempt, Delta, Drafting, EngineEvent, Fault, Request, Speculation, Stage, Usage
 
 CHAT = Request("r", ({"role": "user", "content": "What is 2+2?"},))
 STREAM = Request("r", CHAT.messages, params={"stream": True})
@@ -336,6 +336,29 @@ async def test_streams_of_several_choices_are_counted_whole() -> None:
     assert await tokens(*both, count(3, alone=True), count(2, alone=True)) == 5
     assert await tokens(*CHUNKS, count(3, alone=True), count(3, alone=True)) == 3  # one choice, counted twice over
     assert await tokens(*both, count(5, alone=False), count(5, alone=False)) == 5
+
+
+async def test_drafting_is_told_where_the_server_tells_it() -> None:
+    def timings(drafted: int, accepted: int, tokens: int = 9) -> dict[str, Any]:
+        return {"predicted_n": tokens, "draft_n": drafted, "draft_n_accepted": accepted}
+
+    def whole(told: Any) -> Handler:
+        return says(
+            json.dumps({**choices_of("four", tokens=9, alone=False), "timings": told}).encode(), "application/json"
+        )
+
+    def told(drafted: int, accepted: int) -> Speculation:
+        return Speculation(("", "small"), (Drafting("", "small", drafted, accepted),))
+
+    assert (await ask(whole(timings(8, 5)))).speculation == told(8, 5)
+    assert (await ask(whole(timings(3, 5)))).speculation == told(3, 3)  # no more than there were
+    for silent in (None, "fast", {"predicted_n": 9}, timings(0, 0), {"draft_n": "many"}, {"draft_n": -1}):
+        assert (await ask(whole(silent))).speculation is None
+    growing = [{**chunk({"content": "x"}), "timings": timings(n, n // 2)} for n in (2, 4, 6)]
+    assert (await ask(says(sse([*growing, chunk({}, "stop")])), STREAM)).speculation == told(6, 3)
+    both = [*CHUNKS, chunk({"content": "b"}, "stop", index=1)]
+    last = [{**chunk({}, "stop", index=i), "timings": timings(4 + i, 2)} for i in (0, 1)]
+    assert (await ask(says(sse([*both, *last])), STREAM)).speculation == told(9, 4)
 
 
 # ── when nothing, or too little, comes ───────────────────────────────────────
