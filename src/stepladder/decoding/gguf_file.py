@@ -204,7 +204,10 @@ class GGUFFile:
             )
         merges = [tuple(merge.split(" ", 1)) for merge in self.need("tokenizer.ggml.merges")]
         vocabulary = {token: number for number, token in enumerate(tokens)}
-        tokenizer = Tokenizer(models.BPE(vocabulary, merges, ignore_merges=split in WHOLE_WORDS))
+        try:
+            tokenizer = Tokenizer(models.BPE(vocabulary, merges, ignore_merges=split in WHOLE_WORDS))
+        except Exception as error:  # tokenizers raises nothing narrower
+            raise ModelFileError(f"the model file {self.path} has a damaged tokenizer: {error}") from error
         pattern = SPLITS[split]
         whole = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pattern is None)
         tokenizer.pre_tokenizer = (

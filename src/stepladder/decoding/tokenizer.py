@@ -104,8 +104,9 @@ class Tokenizer:
 class Detokenizer:
     """Text of an answer as its tokens come.
 
-    Pieces are whole characters; they and ``finish`` join to ``decode`` of all tokens, for tokenizers where a token's
-    text depends on those before it only by characters that are not yet whole and by whether there are any.
+    Pieces are whole characters; they and ``finish`` join to ``decode`` of all tokens. One kind of tokenizer (byte
+    fallback, SentencePiece's) takes back a character of single bytes where bytes that are none follow on it; what was
+    told stays told there.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
