@@ -204,7 +204,20 @@ def _stage(settings: StageSettings, folder: Path, *, fetch: bool) -> Stage:
         shared["model"] = _weights(settings, folder)
     if settings.table is not None:
         own["table"] = str(folder / settings.table)
-    return Stage(**shared, options={**own, **settings.options})
+    options = {**own, **settings.options}
+    if settings.engine == "torch":
+        shared["model"] = _torch_model(settings.model, folder, fetch=fetch)
+        if isinstance(options.get("drafter"), str):
+            options["drafter"] = _torch_model(options["drafter"], folder, fetch=fetch)
+    return Stage(**shared, options=options)
+
+
+def _torch_model(model: str, folder: Path, *, fetch: bool) -> str:
+    """A file or folder beside the configuration by its whole path; else it is a repository's name, kept as it is."""
+    if is_hub_reference(model):
+        return str(resolve(model, folder)) if fetch else model
+    path = folder / Path(model).expanduser()
+    return str(path.resolve()) if path.exists() else model
 
 
 def _weights(settings: StageSettings, folder: Path) -> str:

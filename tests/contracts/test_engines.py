@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,17 @@ from stepladder.engines.openai import OpenAIEngine
 from stepladder.engines.replay import ReplayEngine
 from stepladder.engines.scripted import ScriptedEngine
 from stepladder.testing.engines import check_engine
-from stepladder.types import Attempt, Delta, EngineCost, EngineEvent, Fault, Request, Stage
+from stepladder.types import (
+    Attempt,
+    Delta,
+    Drafting,
+    EngineCost,
+    EngineEvent,
+    Fault,
+    Request,
+    Speculation,
+    Stage,
+)
 
 ASK = Request("r", ({"role": "user", "content": "What is 2+2?"},), params={"max_tokens": 8})
 LOST = Request("r", ({"role": "user", "content": "Who knows?"},))
@@ -51,6 +62,16 @@ async def test_llama(tmp_path: Path) -> None:
     await check_engine(LlamaEngine((stage,)), stage, ASK, failing=too_long)
 
 
+SPECULATIONS = {
+    "chain": Speculation(("small", "below")),
+    "accepted": Speculation(pairs=(Drafting("below", "small", 3, 4),)),
+    "kept": Speculation(climbed=3, kept=4),
+    "passes": Speculation(passes={"small": -1}),
+    "saved": Speculation(saved_s=float("nan")),
+    "moved": Speculation(moved=1.5),
+}
+
+
 class Broken(ScriptedEngine):
     """Breaks one promise, named at construction."""
 
@@ -73,6 +94,8 @@ class Broken(ScriptedEngine):
         async for event in super().generate(request, stage, draft):
             if self.how == "stretches" and isinstance(event, Delta):
                 yield Delta(event.text + "!")
+            elif self.how in SPECULATIONS and isinstance(event, Attempt):
+                yield replace(event, speculation=SPECULATIONS[self.how])
             elif self.how != "never ends" or isinstance(event, Delta):
                 yield Attempt("other", event.text) if self.how == "misnames" else event
         if self.how == "twice":
@@ -93,6 +116,12 @@ class Broken(ScriptedEngine):
         ("misnames", "must name stage"),
         ("twice", "before its one Attempt"),
         ("", "looks like an answer"),
+        ("chain", "a chain must end with 'small'"),
+        ("accepted", "accepted tokens must be among the drafted"),
+        ("kept", "kept tokens must be among the climbed"),
+        ("passes", "passes must be from 0"),
+        ("saved", "saved_s must be from 0"),
+        ("moved", "moved must be from 0 to 1"),
     ],
 )
 async def test_broken_promises_are_noticed(how: str, told: str) -> None:

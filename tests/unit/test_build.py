@@ -8,7 +8,7 @@ import pytest
 
 import stepladder
 from stepladder import config, plugins
-from stepladder.build import build, make_engines, problems
+from stepladder.build import build, make_engines, make_ladder, problems
 from stepladder.errors import ArtifactError, ConfigError, PluginError, UsageError
 from stepladder.predictors.artifact import Artifact, save
 from stepladder.testing import make_request
@@ -113,6 +113,19 @@ def test_what_cannot_be_built_is_told(tables, told):
     with pytest.raises((PluginError, UsageError, ArtifactError), match=told):
         build(wrong)
     assert any(told in str(problem) for problem in problems(wrong))
+
+
+def test_models_of_transformers_are_beside_the_ladder_or_on_the_hub(tmp_path):
+    (tmp_path / "mine").mkdir()
+    names = ("mine", "owner/name", "hub:owner/name/file.gguf", str(tmp_path / "mine"))
+    stages = [
+        {"name": str(number), "engine": "torch", "model": name, "options": {"drafter": name}}
+        for number, name in enumerate(names)
+    ]
+    ladder = make_ladder(config.parse({"stages": stages}, folder=tmp_path), fetch=False)
+    found = [stage.model for stage in ladder.stages]
+    assert found == [str(tmp_path / "mine"), *names[1:]]
+    assert [stage.options["drafter"] for stage in ladder.stages] == found
 
 
 def test_a_stage_may_name_another_that_its_engine_serves(tmp_path):
