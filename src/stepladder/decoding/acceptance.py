@@ -6,14 +6,14 @@ from bisect import bisect_right
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import sqrt
+from math import log, sqrt
 
 from stepladder.decoding.times import rising
 
 NGRAM = -1
 """The key of the n-gram drafter; stages are counted from 0."""
 
-MEMORY = 300.0
+MEMORY = 600.0
 """Verdicts on drafted tokens after which an old one counts 1/e."""
 
 PRIOR = 0.5
@@ -32,12 +32,20 @@ BIN_MEMORY = 4.0
 """Bins of confidence remember this many times longer: a rule that stops early hardly ever looks into the low ones."""
 
 RECENT = 16
-SURPRISE = 3.5
-"""Where the last ``RECENT`` verdicts lie this many standard deviations off the rate, the text has changed: what was
-learned before them is dropped. With a steady rate this happens about once in some thousands of verdicts."""
+SURPRISE = 7.0
+"""Where the last ``RECENT`` verdicts are less likely under the rate than under their own by this much (in logarithms),
+the text has changed, and what was learned before them is dropped. Easy and hard tokens come in clusters, so the
+measure is divided by how much more the windows of ``RECENT`` verdicts scatter than independent ones would."""
+
+SCATTER_PULL = 1.0 / 24.0
+MOST_SCATTER = 12.0
+"""A window moves the scatter by this much, and counts for no more than this."""
 
 EDGES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.87, 0.92, 0.96, 0.98, 0.99, 0.997)
 """Inner edges of the bins of confidence; finer where drafters are sure, which is where most tokens lie."""
+
+OFFER_SHARE = 4.0
+"""Verdicts that one draft asked for counts as where offers are forgotten."""
 
 LONGEST = 64
 """Positions beyond this one share the pooled rate."""
@@ -49,10 +57,12 @@ class Chances:
 
     ``this[b]``: probability that a token is kept whose law had a confidence in bin b, given that those before it are;
     ``following[b]``: that the token after it is kept too, given that this one was. Both never fall in b.
+    ``pooled``: the pair's rate whatever the confidence.
     """
 
     this: tuple[float, ...]
     following: tuple[float, ...]
+    pooled: float = PRIOR
 
     def of(self, confidence: float) -> float:
         """Chance that a token drawn with this confidence is kept."""
@@ -78,6 +88,8 @@ class Acceptance:
     def __init__(self, memory: float = MEMORY) -> None:
         self._memory = memory
         self._pairs: dict[tuple[int, int], _Pair] = {}
+        self.changes = 0
+        """Sudden changes that were noticed so far, in any pair."""
 
     def observe(
         self,
@@ -97,7 +109,7 @@ class Acceptance:
         proposed for tokens that are now decided can tell it here, at no forward pass.
         """
         pair = self._pairs.setdefault((drafter, target), _Pair(self._memory))
-        pair.observe(drafted, min(max(accepted, 0), drafted), confidences, asked)
+        self.changes += pair.observe(drafted, min(max(accepted, 0), drafted), confidences, asked)
 
     def age(self, tokens: float) -> None:
         """Let ``tokens`` tokens pass: pairs with no verdict since the last call forget by that many."""
@@ -159,6 +171,8 @@ class _Pair:
         self._recent: deque[bool] = deque(maxlen=RECENT)
         self._this = _Bins(memory * BIN_MEMORY)
         self._following = _Bins(memory * BIN_MEMORY)
+        self._since = 0
+        self._scatter = 1.0
         self._fresh = False
         self._due = 0.0
 
@@ -168,23 +182,24 @@ class _Pair:
         else:
             self._due += tokens
 
-    def observe(self, drafted: int, accepted: int, confidences: Sequence[float], asked: int | None) -> None:
+    def observe(self, drafted: int, accepted: int, confidences: Sequence[float], asked: int | None) -> bool:
+        """True where the verdicts show a sudden change."""
         self._fresh = True
         self._offer(drafted, drafted if asked is None else max(asked, drafted))
         judged = min(accepted + 1, drafted)
         if not judged:
-            return
+            return False
         self._due += judged
         self._settle()
         for position in range(min(judged, LONGEST)):
             _add(self._judged, position, 1.0)
             _add(self._kept, position, float(position < accepted))
         self._learn_confidence(confidences[:judged], accepted)
-        self._notice(judged, accepted)
+        return self._notice(judged, accepted)
 
     def _offer(self, drafted: int, asked: int) -> None:
-        """Offers are counted per round and forgotten by rounds, at a third of the memory in tokens."""
-        keep = 1.0 - 3.0 / self._memory
+        """Offers are counted, and forgotten, per draft asked for."""
+        keep = 1.0 - OFFER_SHARE / self._memory
         for counts in (self._asked, self._offered):
             counts[:] = [count * keep for count in counts]
         for position in range(min(asked, LONGEST)):
@@ -198,18 +213,24 @@ class _Pair:
             if position and position <= accepted:
                 self._following.observe(bisect_right(EDGES, confidences[position - 1]), position < accepted)
 
-    def _notice(self, judged: int, accepted: int) -> None:
+    def _notice(self, judged: int, accepted: int) -> bool:
         """Drop what came before the last verdicts where these could hardly come of it."""
         self._recent.extend(position < accepted for position in range(judged))
         total = sum(self._judged)
         before = total - len(self._recent)
         if len(self._recent) < RECENT or before < RECENT:
-            return
+            return False
         hits = sum(self._recent)
         rate = (max(0.0, sum(self._kept) - hits) + 1.0) / (before + 2.0)
-        noise = sqrt(rate * (1.0 - rate) * (RECENT + RECENT * RECENT / (before + 2.0)))
-        if abs(hits - RECENT * rate) > SURPRISE * noise:
+        changed = RECENT * divergence(hits / RECENT, rate) > SURPRISE * max(1.0, self._scatter)
+        if changed:
             self._restart(hits / RECENT, RECENT / total)
+        self._since += judged
+        if self._since >= RECENT:
+            self._since = 0
+            scatter = (hits - RECENT * rate) ** 2 / (RECENT * rate * (1.0 - rate))
+            self._scatter += SCATTER_PULL * (min(scatter, MOST_SCATTER) - self._scatter)
+        return changed
 
     def _restart(self, rate: float, share: float) -> None:
         """Keep as much weight as the last verdicts have, at their rate; positions are told apart anew."""
@@ -250,7 +271,7 @@ class _Pair:
     def chances(self) -> Chances:
         pooled = self.rate()
         this = self._this.table(pooled)
-        return Chances(this, self._following.table(pooled))
+        return Chances(this, self._following.table(pooled), pooled)
 
 
 class _Bins:
@@ -283,6 +304,13 @@ def products(rates: Sequence[float]) -> list[float]:
         product *= rate
         found.append(product)
     return found
+
+
+def divergence(seen: float, rate: float) -> float:
+    """Kullback–Leibler divergence of a coin of ``seen`` from one of ``rate`` (strictly between 0 and 1), in nats."""
+    kept = seen * log(seen / rate) if seen > 0.0 else 0.0
+    lost = (1.0 - seen) * log((1.0 - seen) / (1.0 - rate)) if seen < 1.0 else 0.0
+    return kept + lost
 
 
 def _add(counts: list[float], position: int, amount: float) -> None:

@@ -14,7 +14,7 @@ a longer chain does) may tell it by ``observe_verified``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from math import inf, sqrt
@@ -31,7 +31,6 @@ from stepladder.decoding.planning import (
     fitted,
     plain_plan,
     priced,
-    refined,
 )
 from stepladder.decoding.stopping import Fixed, Marginal, Never, Stopping
 from stepladder.decoding.times import StepTimes
@@ -43,17 +42,34 @@ NEEDED = 6.0
 HOPE = 1.3
 """Standard deviations by which trials look at the bright side of a rate; a chain not worth it even so is not tried."""
 
+CAUTION = 1.0
+"""Standard deviations below which a rate would have to lie for a chain that is taken up to lose against plain."""
+
 BURST = 6
 """Rounds of a trial."""
+
+GIVEN_UP = 256
+"""Tokens that a trial waits for the budget to bear it; others get their turn then."""
 
 TRIAL_LENGTH = 4
 """Longest draft in a trial."""
 
+LEAST_COST = 0.1
+"""Cost of a trial round, in tokens' time, below which trials are held to cost the same when they are compared."""
+
 FIRST_PAUSE, LONGEST_PAUSE = 64, 512
 """Tokens before a chain that was tried in vain is tried again; doubled each time."""
 
-EVERY = 8
-"""Rounds between two looks at the plans."""
+VAIN = 4.0
+LEAST_SHARE = 0.25
+"""The share of time that trials may cost is halved after so many in vain, and falls to this part of it."""
+
+QUIET = 16
+"""Tokens without any trial after the first in vain; after the second twice that, and so on until a chain is taken up.
+"""
+
+EVERY, RAREST = 8, 32
+"""Rounds between two looks at the plans; doubled, up to the second, while nothing changes."""
 
 STAYS = 2
 """Looks in a row that must prefer a chain before it is taken up."""
@@ -69,9 +85,12 @@ CREDIT = 20.0
 LENGTH_GAIN = 0.01
 """Least forecast gain for new lengths of the chain that runs."""
 
-SPEED_MEMORY = 300.0
-SPEED_PRIOR = 50.0
-"""Rounds over which measured time is compared to the forecast, and rounds that the prior (as plain) counts for."""
+SPEED_MEMORY = 600.0
+SPEED_PRIOR = 200.0
+PLAIN_PRIOR = 20.0
+"""Rounds over which measured time is compared to the forecast, and rounds that the prior counts for: for plain
+decoding that the forecast is right, for a chain that it errs as plain decoding's does. A chain's rounds write now one
+token, now many, so they take long to tell."""
 
 GUARD_MEMORY = 40.0
 GUARD_ROUNDS = 10
@@ -193,8 +212,16 @@ class Planner:
         course = self._course(plan.top, greedy, batch)
         course.observe(plan, tokens, seconds, reading, self.settings.probe_share)
 
-    def observe_climb(self, drafted: int, kept: int) -> None:
-        """Of a lower answer's ``drafted`` tokens, read as a draft by a higher stage, the first ``kept`` were kept."""
+    def observe_climb(self, drafted: int, kept: int, *, stage: int | None = None, top: int | None = None) -> None:
+        """Of a lower answer's ``drafted`` tokens, read as a draft by a higher stage, the first ``kept`` were kept.
+
+        ``stage`` and ``top``, where both answered at temperature 0: the lower stage would have drafted the same tokens,
+        so the pair learns from them what drafts of ``TRIAL_LENGTH`` would have told.
+        """
+        if stage is not None and top is not None:
+            for start in range(0, min(kept + 1, drafted), TRIAL_LENGTH):
+                length = min(TRIAL_LENGTH, drafted - start)
+                self._acceptance[True].observe(stage, top, length, min(length, kept - start))
         if drafted > 0:
             self._climbs[0] = self._climbs[0] * KEPT_MEMORY + min(max(kept, 0), drafted) / drafted
             self._climbs[1] = self._climbs[1] * KEPT_MEMORY + 1.0
@@ -218,8 +245,7 @@ class Planner:
         if self.settings.mode == "off":
             return Plan((top,))
         course = self._course(top, greedy, batch)
-        if course.rounds >= course.look_at:
-            self._look(course)
+        self._see_to(course)
         if self.settings.mode == "chain":
             return self._opened(course, course.running)
         trial = course.trial
@@ -230,21 +256,23 @@ class Planner:
     def stopping(self, plan: Plan, *, greedy: bool = True, batch: int = 1) -> Stopping:
         """The rule by which the plan's bottom drafter ends a draft, to go with ``plan.asks``; one for each answer.
 
-        It is made of what is known now, so it wants to be asked for anew with each plan or every few rounds.
+        It goes by what was known at the last look, so it wants to be asked for anew with each plan.
         """
         if plan.plain:
             return Never()
-        drafter, target = plan.chain[0], plan.chain[1]
-        acceptance = self._acceptance[greedy]
-        fixed = self.settings.stopping == "fixed" or bool(self.settings.lengths) or plan.probe or not plan.paces
-        if fixed or drafter == NGRAM or acceptance.weight(drafter, target) < CONFIDENT:
+        course = self._course(plan.top, greedy, batch)
+        if not plan.cap or course.ground is None or plan.chain[0] not in course.ground.steps:
             return Fixed(plan.lengths[0])
-        ground = self._ground(self._course(plan.top, greedy, batch))
+        if course.rule is None or course.rule[0] != plan:
+            course.rule = (plan, self._marginal(plan, course.ground, greedy))
+        return course.rule[1].fresh()
+
+    def _marginal(self, plan: Plan, ground: Ground, greedy: bool) -> Marginal:
+        drafter, target = plan.chain[0], plan.chain[1]
         above = ground.steps[target]
-        widening = [above[k + 2] - above[k + 1] for k in range(plan.asks[0])]
         return Marginal(
-            acceptance.chances(drafter, target),
-            widening=widening,
+            self._acceptance[greedy].chances(drafter, target),
+            widening=[above[k + 2] - above[k + 1] for k in range(plan.cap)],
             draft=ground.steps[drafter][1] + ground.overhead,
             rate=1.0 / plan.paces[1],
             peaks=greedy,
@@ -255,23 +283,29 @@ class Planner:
     def seconds_per_token(self, top: int, batch: int = 1, *, greedy: bool = True) -> float | None:
         """Expected seconds per token of the plan in force; None before stage ``top`` was timed."""
         course = self._course(top, greedy, batch)
-        if course.rounds >= course.look_at:
-            self._look(course)
+        self._see_to(course)
         pace = course.running.seconds_per_token
         return pace if pace < inf else None
 
     def forecast(
-        self, top: int, prompt_tokens: int, output_tokens: int, draft_tokens: int = 0, *, batch: int = 1
+        self,
+        top: int,
+        prompt_tokens: int,
+        output_tokens: int,
+        draft_tokens: int = 0,
+        *,
+        batch: int = 1,
+        greedy: bool = True,
     ) -> float | None:
         """Expected seconds of an answer: reading the prompt (and a lower answer as a draft), and writing what is left.
 
         All stages of the chain in force read. None before stage ``top`` was timed.
         """
-        pace = self.seconds_per_token(top, batch)
+        pace = self.seconds_per_token(top, batch, greedy=greedy)
         if pace is None:
             return None
         read = self._reading(top, prompt_tokens + draft_tokens, batch)
-        for stage in self._course(top, True, batch).running.chain[:-1]:
+        for stage in self._course(top, greedy, batch).running.chain[:-1]:
             if stage != NGRAM:
                 read += self._reading(stage, prompt_tokens + draft_tokens, batch)
         return read + pace * max(0.0, output_tokens - self.kept_share() * draft_tokens)
@@ -296,10 +330,19 @@ class Planner:
             course = self._courses[key] = _Course(top, greedy, rows)
         return course
 
+    def _see_to(self, course: _Course) -> None:
+        """Look at the plans where it is time, or where the text has suddenly changed."""
+        changes = self._acceptance[course.greedy].changes
+        if changes != course.changes:
+            course.changes, course.interval, course.look_at = changes, EVERY, course.rounds
+        if course.rounds >= course.look_at:
+            before = course.running
+            self._look(course)
+            course.looked(steady=before.chain == course.running.chain and before.lengths == course.running.lengths)
+
     def _look(self, course: _Course) -> None:
         """Forecast every chain anew; keep, refit or change what runs; think of a trial."""
-        course.looked()
-        ground = self._ground(course)
+        ground = course.ground = self._ground(course)
         if course.top not in ground.steps:
             if self.settings.mode == "chain":
                 course.running = self._forced(course, None)
@@ -309,8 +352,11 @@ class Planner:
             return
         plans = {plan.chain: course.corrected(plan) for plan in all_plans(course.top, ground, self._eligible(course))}
         plans = {chain: plan for chain, plan in plans.items() if self._knows(course, chain)}
-        course.choose(plans, ground, self.settings.margin)
-        if course.trial is None:
+        course.choose(plans, ground, self.settings.margin, lambda: self._ground(course, -CAUTION))
+        if course.trial is not None and course.tokens > course.trial.until:
+            course.rest(course.trial.plan.chain)
+            course.trial = None
+        if course.trial is None and course.tokens >= course.quiet_until and course.credit > 0.0:
             course.trial = self._trial(course)
 
     def _forced(self, course: _Course, ground: Ground | None) -> Plan:
@@ -379,28 +425,37 @@ class Planner:
         """The chain most worth a burst: the best one if everything not known turns out well."""
         if not course.running.plain and course.tokens - course.plain_at > REFRESH:
             plain = replace(self._plain(course), probe=True)
-            return _Trial(plain, REFRESH_ROUNDS, plain.seconds_per_token)
+            return _Trial(plain, REFRESH_ROUNDS, plain.seconds_per_token, course.tokens + GIVEN_UP)
         ground = self._ground(course, HOPE)
         bound = course.running.seconds_per_token * (1.0 - self.settings.margin)
         plans = [course.corrected(plan) for plan in all_plans(course.top, ground, self._eligible(course))]
-        hopeful = [plan for plan in plans if plan.seconds_per_token < bound and course.open_to(plan.chain)]
+        hopeful = [plan for plan in plans[1:] if plan.seconds_per_token < bound and course.open_to(plan.chain)]
         if not hopeful:
             return None
-        best = min(hopeful, key=lambda plan: plan.seconds_per_token)
-        lengths = tuple(min(length, TRIAL_LENGTH) for length in best.lengths)
-        short = priced(best.chain, lengths, ground)
-        cost = short.seconds_per_token * sum(ground.reach((best.chain[-2], course.top))[: lengths[-1] + 1])
-        return _Trial(replace(short, probe=True), BURST, cost)
+        trials = [
+            (bound - plan.seconds_per_token, _trial_of(plan, ground, course.tokens + GIVEN_UP)) for plan in hopeful
+        ]
+        least = course.running.seconds_per_token
+        return max(trials, key=lambda pair: pair[0] / max(pair[1].cost - least, LEAST_COST * least))[1]
 
     def _affordable(self, course: _Course, trial: _Trial, unread: Mapping[int, int] | None) -> bool:
         """True where the budget bears the round even if nothing that it drafts is kept."""
         cost = trial.cost - course.running.seconds_per_token + self._catching_up(course, trial.plan, unread)
-        return cost <= course.credit(self.settings.probe_share)
+        return cost <= course.credit
 
     def _catching_up(self, course: _Course, plan: Plan, unread: Mapping[int, int] | None) -> float:
         if not unread:
             return 0.0
-        return sum(self._reading(stage, unread.get(stage, 0), course.batch) for stage in plan.chain[:-1])
+        return sum(
+            self._reading(stage, unread.get(stage, 0), course.batch) or self._guessed_reading(stage, unread, course)
+            for stage in plan.chain[:-1]
+            if unread.get(stage, 0)
+        )
+
+    def _guessed_reading(self, stage: int, unread: Mapping[int, int], course: _Course) -> float:
+        """As long as the answering stage would read, by the stages' sizes."""
+        share = self._sizes[stage] / self._sizes[course.top] if self._sizes else 1.0
+        return share * self._reading(course.top, unread[stage], course.batch)
 
     def _pays(self, course: _Course, unread: Mapping[int, int] | None, remaining: int | None) -> bool:
         """True where what the chain saves on the rest of this answer outweighs its drafters' reading."""
@@ -412,11 +467,12 @@ class Planner:
 
 @dataclass(slots=True)
 class _Trial:
-    """Rounds to run to learn; ``cost``: seconds of one."""
+    """Rounds to run to learn. ``cost``: seconds of one; ``until``: tokens after which it is given up as too dear."""
 
     plan: Plan
     left: int
     cost: float
+    until: int
 
 
 @dataclass(slots=True)
@@ -433,11 +489,11 @@ class _Speed:
         self.foreseen = self.foreseen * keep + foreseen
         self.rounds = self.rounds * keep + 1.0
 
-    def factor(self, prior: float) -> float:
-        """Measured over foreseen, held towards ``prior``."""
+    def factor(self, prior: float, weight: float) -> float:
+        """Measured over foreseen, held towards ``prior`` by so many rounds."""
         if not self.rounds or self.foreseen <= 0.0:
             return prior
-        pull = SPEED_PRIOR * self.foreseen / self.rounds
+        pull = weight * self.foreseen / self.rounds
         return (self.measured + pull * prior) / (self.foreseen + pull)
 
 
@@ -456,71 +512,88 @@ class _Course:
     plain_at: int = 0
     spent: float = 0.0
     lost: float = 0.0
+    credit: float = 0.0
     switches: int = 0
     rival: tuple[int, ...] = ()
     rival_looks: int = 0
     speeds: dict[tuple[int, ...], _Speed] = field(default_factory=dict)
+    vain: int = 0
+    quiet_until: int = 0
     pauses: dict[tuple[int, ...], tuple[int, int]] = field(default_factory=dict)
     foreseen: dict[tuple[int, ...], float] = field(default_factory=dict)
     plain_pace: float = inf
+    ground: Ground | None = None
+    rule: tuple[Plan, Marginal] | None = None
+    changes: int = 0
+    interval: int = EVERY
     guard: _Guard = field(init=False)
 
     def __post_init__(self) -> None:
         self.running = Plan((self.top,))
         self.guard = _Guard()
 
-    def looked(self) -> None:
-        self.look_at = self.rounds + EVERY
-
-    def credit(self, share: float) -> float:
-        """Seconds that trials may still cost."""
-        return share * self.spent - self.lost
+    def looked(self, steady: bool) -> None:
+        """Look less often where looking changed nothing."""
+        self.interval = min(RAREST, 2 * self.interval) if steady and not self.rival else EVERY
+        self.look_at = self.rounds + self.interval
+        self.rule = None
 
     def open_to(self, chain: tuple[int, ...]) -> bool:
         """True where a chain may be tried: it does not run and does not rest."""
         return chain != self.running.chain and self.pauses.get(chain, (0, 0))[0] <= self.tokens
 
     def rest(self, chain: tuple[int, ...]) -> None:
-        """Leave a chain alone for a while, each time for longer."""
+        """Leave a chain alone for a while, each time for longer, and all others too, for less."""
         length = min(LONGEST_PAUSE, max(FIRST_PAUSE, 2 * self.pauses.get(chain, (0, 0))[1]))
         self.pauses[chain] = (self.tokens + length, length)
+        self.vain += 1
+        self.quiet_until = self.tokens + min(LONGEST_PAUSE // 2, QUIET * self.vain)
 
     def corrected(self, plan: Plan) -> Plan:
         """A forecast brought to what rounds of this chain really took, or of plain decoding where it never ran."""
-        self.foreseen[plan.chain] = plan.seconds_per_token
+        return corrected(plan, self._factor(plan.chain))
+
+    def _factor(self, chain: tuple[int, ...]) -> float:
         plain = self.speeds.get((self.top,))
-        prior = plain.factor(1.0) if plain else 1.0
-        speed = self.speeds.get(plan.chain)
-        return corrected(plan, speed.factor(prior) if speed else prior)
+        factor = plain.factor(1.0, PLAIN_PRIOR) if plain else 1.0
+        speed = self.speeds.get(chain) if len(chain) > 1 else None
+        return speed.factor(factor, SPEED_PRIOR) if speed else factor
 
     def observe(self, plan: Plan, tokens: int, seconds: float, reading: float, share: float) -> None:
         self.rounds += 1
         self.tokens += tokens
         self.spent += seconds
+        self._earn(seconds, share)
         if plan.plain:
             self.plain_at = self.tokens
         pace = max(0.0, seconds - reading)
         foreseen = self.foreseen.get(plan.chain)
-        if foreseen is not None:
+        if foreseen is not None and (plan.plain or not plan.probe):
             self.speeds.setdefault(plan.chain, _Speed()).observe(pace, tokens * foreseen)
         if plan.probe:
-            self._charge(tokens, seconds, share)
+            self._charge(tokens, seconds)
         elif not plan.plain:
             self._watch(plan, tokens, pace)
 
-    def _charge(self, tokens: int, seconds: float, share: float) -> None:
-        """Book what a trial round took beyond its tokens' time; what it gained is booked too, up to a bound."""
+    def _earn(self, seconds: float, share: float) -> None:
+        """What trials may cost grows with the time spent, more slowly after trials in vain."""
+        self.credit += seconds * share * max(LEAST_SHARE, 1.0 / (1.0 + self.vain / VAIN))
+        if self.running.seconds_per_token < inf:
+            self.credit = min(self.credit, CREDIT * self.running.seconds_per_token)
+
+    def _charge(self, tokens: int, seconds: float) -> None:
+        """Book what a trial round took beyond its tokens' time; what it gained is booked too."""
         pace = self.running.seconds_per_token
         if pace < inf:
-            floor = share * self.spent - CREDIT * pace
-            self.lost = max(floor, self.lost + seconds - tokens * pace)
+            self.lost += seconds - tokens * pace
+            self.credit -= seconds - tokens * pace
         if self.trial is None:
             return
         self.trial.left -= 1
         if self.trial.left <= 0:
             self.rest(self.trial.plan.chain)
             self.trial = None
-            self.look_at = self.rounds
+            self.interval, self.look_at = EVERY, self.rounds
 
     def _watch(self, plan: Plan, tokens: int, seconds: float) -> None:
         if plan.chain == self.running.chain and self.plain_pace < inf:
@@ -529,8 +602,29 @@ class _Course:
                 self.rest(plan.chain)
                 self._switch(Plan((self.top,), (), self.plain_pace, (self.plain_pace,)))
 
-    def choose(self, plans: Mapping[tuple[int, ...], Plan], ground: Ground, margin: float) -> None:
-        """Refit what runs, and go over to a chain that was better by the margin at ``STAYS`` looks in a row."""
+    def choose(
+        self,
+        plans: Mapping[tuple[int, ...], Plan],
+        ground: Ground,
+        margin: float,
+        doubted: Callable[[], Ground],
+    ) -> None:
+        """Refit what runs, and go over to a chain that was better by the margin at ``STAYS`` looks in a row.
+
+        ``plans``: the chains that are known, corrected. ``doubted``: what to plan from if drafters are worse than they
+        seem.
+        """
+        self._choose(plans, ground, margin, doubted)
+        self.foreseen = {self.running.chain: self.running.seconds_per_token / self._factor(self.running.chain)}
+        self.foreseen[self.top,] = plain_plan(self.top, ground).seconds_per_token
+
+    def _choose(
+        self,
+        plans: Mapping[tuple[int, ...], Plan],
+        ground: Ground,
+        margin: float,
+        doubted: Callable[[], Ground],
+    ) -> None:
         plain = self.corrected(plain_plan(self.top, ground))
         self.plain_pace = plain.seconds_per_token
         self.running = self._refit(plans, ground)
@@ -542,8 +636,12 @@ class _Course:
             return
         self.rival_looks = self.rival_looks + 1 if best.chain == self.rival else 1
         self.rival = best.chain
-        if self.rival_looks >= STAYS:
-            self._switch(refined(best, ground) if len(best.chain) > 2 else best)
+        if self.rival_looks >= STAYS and (best.plain or self._safe(best, doubted())):
+            self._switch(best)
+
+    def _safe(self, plan: Plan, ground: Ground) -> bool:
+        """True where a chain gains over plain decoding even if its drafters are somewhat worse than they seem."""
+        return self.corrected(priced(plan.chain, plan.lengths, ground)).seconds_per_token < self.plain_pace
 
     def _refit(self, plans: Mapping[tuple[int, ...], Plan], ground: Ground) -> Plan:
         """The chain that runs with its lengths, priced anew, or with better lengths where they gain enough."""
@@ -560,6 +658,7 @@ class _Course:
         self.rival, self.rival_looks = (), 0
         self.guard = _Guard()
         self.switches += 1
+        self.vain = 0
         if not plan.plain:
             self.pauses.pop(plan.chain, None)
 
@@ -613,15 +712,23 @@ class _Host:
         return max(0.0, self._rounds - self._passes) / self._count if self._count else 0.0
 
 
+def _trial_of(plan: Plan, ground: Ground, until: int) -> _Trial:
+    """A burst with short drafts."""
+    lengths = tuple(min(length, TRIAL_LENGTH) for length in plan.lengths)
+    short = priced(plan.chain, lengths, ground)
+    wrote = sum(ground.reach((plan.chain[-2], plan.top))[: lengths[-1] + 1])
+    return _Trial(replace(short, probe=True), BURST, short.seconds_per_token * wrote, until)
+
+
 def _law(acceptance: Acceptance, drafter: int, target: int, longest: int, hope: float) -> Law:
     more = hope * acceptance.spread(drafter, target)
-    rates = [min(1.0, rate + more) for rate in acceptance.rates(drafter, target, longest)]
+    rates = [min(1.0, max(0.0, rate + more)) for rate in acceptance.rates(drafter, target, longest)]
     if drafter != NGRAM:
         return Law(rates)
     offers = acceptance.offers(drafter, target, longest)
     if hope:
         slack = hope / (2.0 * sqrt(acceptance.tried(drafter, target) + 1.0))
-        offers = [min(1.0, offer + slack) for offer in offers]
+        offers = [min(1.0, max(0.0, offer + slack)) for offer in offers]
     return Law(rates, offers)
 
 

@@ -9,6 +9,7 @@ take a token back.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from typing import Protocol
 
 from stepladder.decoding.acceptance import Chances
@@ -50,16 +51,18 @@ class Fixed:
 
 
 class Marginal:
-    """Drafts one token more where its chance to survive is worth the time that it takes.
+    """Drafts on where that is worth the time that it takes.
 
     With λ tokens per second, the best rate known, a further token is worth drafting iff
     S_{k+1} > λ · (t_draft + T_v(k+2) − T_v(k+1)): W. Dinkelbach, "On nonlinear fractional programming", Management
-    Science 13 (1967), applied to tokens over time; a threshold on survival is also what SpecDec++ (2405.19715) derives,
-    with a fixed threshold in the place of the price.
+    Science 13 (1967), applied to tokens over time; SpecDec++ (2405.19715) derives a threshold on survival too, with a
+    constant in the place of the price. Verification often grows in steps, and a step may be too dear for one token
+    and cheap for four. So the rule looks ahead: go on iff for some m the next m tokens together are worth their time,
+    those after the next being kept with the pair's pooled chance.
 
-    The price is paid in two parts, and each is weighed when it is still to be paid. When ``before`` is asked, the
-    drafter's pass behind ``confidence`` was already made: drawing costs only the wider verification. ``after`` weighs
-    the next pass of the drafter as well, with the chance that a token after one of this confidence is kept.
+    The time is weighed when it is still to be spent. When ``before`` is asked, the drafter's pass behind ``confidence``
+    was already made: drawing costs only the wider verification. ``after`` weighs the drafter's next pass as well, with
+    the chance that a token after one of this confidence is kept.
 
     ``widening[k]``: seconds that verifying k+1 drafted tokens takes more than k; its length is the longest draft.
     ``draft``: seconds of a drafting pass. ``rate``: λ in tokens per second, of the stage that verifies this draft.
@@ -76,11 +79,17 @@ class Marginal:
     ) -> None:
         self._chances = chances
         self._longest = len(widening)
-        self._draw = [rate * extra for extra in widening]
-        self._pass = [rate * (draft + extra) for extra in widening]
+        self._draw = thresholds(widening, draft, rate, chances.pooled, paid=True)
+        self._pass = thresholds(widening, draft, rate, chances.pooled, paid=False)
         self._peaks = peaks
         self._survival = 1.0
         self._asked: tuple[int, float] = (-1, 0.0)
+
+    def fresh(self) -> Marginal:
+        """The same rule for another draft."""
+        other = copy(self)
+        other._survival, other._asked = 1.0, (-1, 0.0)
+        return other
 
     def before(self, drafted: int, confidence: float) -> bool:
         if drafted == 0:
@@ -103,3 +112,21 @@ class Marginal:
         if drafted >= self._longest:
             return True
         return self._survival * self._chances.after(confidence) <= self._pass[drafted]
+
+
+def thresholds(widening: Sequence[float], draft: float, rate: float, chance: float, *, paid: bool) -> list[float]:
+    """Least survival of the next token, after k drafted ones, that makes going on worth its time; k from 0.
+
+    min over m of λ · (time of m tokens) / (1 + chance + … + chance^{m−1}). ``paid``: the drafter's pass for the first
+    of them was made already.
+    """
+    found: list[float] = []
+    for k in range(len(widening)):
+        spent, worth, power, least = -draft if paid else 0.0, 0.0, 1.0, float("inf")
+        for extra in widening[k:]:
+            spent += draft + extra
+            worth += power
+            power *= chance
+            least = min(least, rate * spent / worth)
+        found.append(least)
+    return found
