@@ -42,6 +42,10 @@ STAGE_FIELDS = frozenset(
 """Settings of a stage that every part may read; the rest are its engine's own."""
 
 
+NAMES_OTHERS = "speculation"
+"""The option of a stage that may name other stages of its engine."""
+
+
 def load(source: str | Path, *, environ: Mapping[str, str] | None = None, overrides: Sequence[str] = ()) -> Stepladder:
     """A ladder ready for scripts: ``load("nano").ask("What is 2+2?")``.
 
@@ -340,17 +344,25 @@ def _wrong_stage(stage: Stage, mates: tuple[Stage, ...]) -> tuple[Problem, ...]:
     """What the engine says against this stage. Raises StepladderError for what it says against all of them.
 
     The stage is tried alone first, since an engine that is made for several tells only of the first that is wrong. But
-    its options may name another: then only what still is wrong with it among its mates counts.
+    its options may name another: then what is wrong with it among its mates counts, as far as they let that be seen.
     """
-    wrong: ConfigError | None = None
-    for together in ((stage,), mates):
-        try:
-            plugins.make("engines", stage.engine, together)
-        except ConfigError as error:
-            wrong = error
-        else:
-            return ()
-    return wrong.problems if wrong is not None and stage.name in wrong.source.split("'") else ()
+    alone = _objections(stage.engine, (stage,))
+    if alone is None:
+        return ()
+    together = _objections(stage.engine, mates)
+    if together is None:
+        return ()
+    if stage.name in together.source.split("'"):
+        return together.problems
+    return tuple(each for each in alone.problems if each.key != NAMES_OTHERS)
+
+
+def _objections(engine: str, stages: tuple[Stage, ...]) -> ConfigError | None:
+    try:
+        plugins.make("engines", engine, stages)
+    except ConfigError as error:
+        return error
+    return None
 
 
 def _place(index: int, key: str) -> tuple[str | int, ...]:

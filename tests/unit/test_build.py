@@ -142,6 +142,12 @@ def test_a_stage_may_name_another_that_its_engine_serves(tmp_path):
     assert "did you mean 'small'" in unknown
     (other,) = told(n_parallel=1000)
     assert "n_parallel" in other
+    stages = [
+        {"name": n, "engine": "llama", "model": "m.gguf", "cost": 1.0, "n_parallel": 1000} for n in ("small", "large")
+    ]
+    stages[1]["speculation"] = {"draft": "small"}
+    both = [str(each) for each in problems(config.parse({"stages": stages}, folder=tmp_path))]
+    assert [("n_parallel" in each, f"stages[{n}]" in each) for n, each in enumerate(both)] == [(True, True)] * 2
     with pytest.raises(ConfigError, match=r"stages\[1\].speculation"):
         told(speculation=3)
     assert told(speculation="auto") == []
