@@ -44,6 +44,9 @@ MOST_SCATTER = 12.0
 EDGES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.87, 0.92, 0.96, 0.98, 0.99, 0.997)
 """Inner edges of the bins of confidence; finer where drafters are sure, which is where most tokens lie."""
 
+IDLE = 0.25
+"""Verdicts that a token counts as which was written without the pair: what is not in use is forgotten more slowly."""
+
 OFFER_SHARE = 4.0
 """Verdicts that one draft asked for counts as where offers are forgotten."""
 
@@ -112,7 +115,7 @@ class Acceptance:
         self.changes += pair.observe(drafted, min(max(accepted, 0), drafted), confidences, asked)
 
     def age(self, tokens: float) -> None:
-        """Let ``tokens`` tokens pass: pairs with no verdict since the last call forget by that many."""
+        """Let ``tokens`` tokens pass: pairs with no verdict since the last call forget, by ``IDLE`` of that."""
         for pair in self._pairs.values():
             pair.age(tokens)
 
@@ -180,7 +183,7 @@ class _Pair:
         if self._fresh:
             self._fresh = False
         else:
-            self._due += tokens
+            self._due += IDLE * tokens
 
     def observe(self, drafted: int, accepted: int, confidences: Sequence[float], asked: int | None) -> bool:
         """True where the verdicts show a sudden change."""

@@ -45,10 +45,16 @@ HOPE = 1.3
 CAUTION = 1.0
 """Standard deviations below which a rate would have to lie for a chain that is taken up to lose against plain."""
 
+UNTIMED = 0.1
+"""Share of the answering stage's time that a stage of unknown size and time is hoped to take."""
+
 BURST = 6
 """Rounds of a trial."""
 
-GIVEN_UP = 256
+LONG_AGO = 4096
+"""Tokens beyond which it makes no difference when a chain was last tried."""
+
+GIVEN_UP = 1024
 """Tokens that a trial waits for the budget to bear it; others get their turn then."""
 
 TRIAL_LENGTH = 4
@@ -145,8 +151,9 @@ class Planner:
     """Plans for every answering stage, temperature regime and batch size, from shared measurements.
 
     ``stages``: the number of stages, 0 the cheapest. ``sizes``: what a pass of each costs relative to the others
-    (parameters do), used for a stage only until it was timed; without them an untimed drafter is held to be as dear as
-    its target. ``greedy`` parts the regimes: at temperature 0 other tokens are kept than above. Not thread-safe.
+    (parameters do), used for a stage only until it was timed. Without them trials are charged as if an untimed drafter
+    were as dear as its target, and hoped to show that it is not. ``greedy`` parts the regimes: at temperature 0 other
+    tokens are kept than above. Raises ConfigError for sizes that are none. Not thread-safe.
     """
 
     def __init__(
@@ -160,7 +167,7 @@ class Planner:
         self.settings = settings or PlannerSettings()
         self.times = times or StepTimes()
         self._stages = stages
-        self._sizes = tuple(sizes)
+        self._sizes = _checked_sizes(sizes, stages)
         self._acceptance = {True: Acceptance(), False: Acceptance()}
         self._courses: dict[tuple[int, bool, int], _Course] = {}
         self._host = _Host()
@@ -354,7 +361,7 @@ class Planner:
         plans = {chain: plan for chain, plan in plans.items() if self._knows(course, chain)}
         course.choose(plans, ground, self.settings.margin, lambda: self._ground(course, -CAUTION))
         if course.trial is not None and course.tokens > course.trial.until:
-            course.rest(course.trial.plan.chain)
+            course.pause(course.trial.plan.chain)
             course.trial = None
         if course.trial is None and course.tokens >= course.quiet_until and course.credit > 0.0:
             course.trial = self._trial(course)
@@ -395,29 +402,33 @@ class Planner:
         )
 
     def _ground(self, course: _Course, hope: float = 0.0) -> Ground:
-        """What is believed now; with ``hope``, that many standard deviations better."""
+        """What is believed now; with ``hope``, that many standard deviations better. No steps before the top's."""
         longest, acceptance = self.settings.longest, self._acceptance[course.greedy]
-        stages = [stage for stage in {*range(course.top), course.top} if self._steps(stage, course) is not None]
-        steps = {stage: self._steps(stage, course) or () for stage in stages}
-        laws: dict[tuple[int, int], Law] = {}
-        for drafter in self._drafters(course):
-            for target in stages:
-                if target > drafter:
-                    laws[drafter, target] = _law(acceptance, drafter, target, longest, hope)
-        return Ground(steps, laws, self._host.overhead(), longest)
+        laws = {
+            (drafter, target): _law(acceptance, drafter, target, longest, hope)
+            for target in range(course.top + 1)
+            for drafter in range(NGRAM, target)
+        }
+        return Ground(self._steps(course, UNTIMED if hope > 0.0 else 1.0), laws, self._host.overhead(), longest)
 
-    def _drafters(self, course: _Course) -> list[int]:
-        return [NGRAM, *range(course.top)]
+    def _steps(self, course: _Course, untimed: float) -> dict[int, list[float]]:
+        """Seconds of passes of 1 … longest + 2 tokens of every stage up to the top.
 
-    def _steps(self, stage: int, course: _Course) -> list[float] | None:
-        """Seconds of passes of 1 … longest + 2 tokens, by size where the stage was never timed."""
+        Stages that were never timed are priced by size, or at the share ``untimed`` of the top where sizes are unknown.
+        """
         widths = range(1, self.settings.longest + 3)
-        if self.times.seconds(stage, 1, course.batch) is not None:
-            return [0.0, *(self.times.seconds(stage, width, course.batch) or 0.0 for width in widths)]
+        found: dict[int, list[float]] = {}
         if self.times.seconds(course.top, 1, course.batch) is None:
-            return None
-        share = self._sizes[stage] / self._sizes[course.top] if self._sizes else 1.0
-        return [0.0, *((self.times.seconds(course.top, width, course.batch) or 0.0) * share for width in widths)]
+            return found
+        for stage in range(course.top, -1, -1):
+            timed = self.times.seconds(stage, 1, course.batch) is not None
+            asked, share = (stage, 1.0) if timed else (course.top, self._share(stage, course.top, untimed))
+            found[stage] = [0.0, *(share * (self.times.seconds(asked, w, course.batch) or 0.0) for w in widths)]
+        return found
+
+    def _share(self, stage: int, top: int, unknown: float) -> float:
+        """What a pass of a stage is held to cost of one of the top's."""
+        return self._sizes[stage] / self._sizes[top] if self._sizes else unknown
 
     # ── trials ───────────────────────────────────────────────────────────────
 
@@ -432,11 +443,17 @@ class Planner:
         hopeful = [plan for plan in plans[1:] if plan.seconds_per_token < bound and course.open_to(plan.chain)]
         if not hopeful:
             return None
-        trials = [
-            (bound - plan.seconds_per_token, _trial_of(plan, ground, course.tokens + GIVEN_UP)) for plan in hopeful
-        ]
+        dear = replace(ground, steps=self._steps(course, 1.0))
+        trials = [(plan, _trial_of(plan, dear, course.tokens + GIVEN_UP)) for plan in hopeful]
         least = course.running.seconds_per_token
-        return max(trials, key=lambda pair: pair[0] / max(pair[1].cost - least, LEAST_COST * least))[1]
+
+        def worth(pair: tuple[Plan, _Trial]) -> float:
+            """What might be gained for what the trial may cost, and the more the longer ago the last one was."""
+            plan, trial = pair
+            cost = max(trial.cost - least, LEAST_COST * least)
+            return (bound - plan.seconds_per_token) / cost * course.since(plan.chain)
+
+        return max(trials, key=worth)[1]
 
     def _affordable(self, course: _Course, trial: _Trial, unread: Mapping[int, int] | None) -> bool:
         """True where the budget bears the round even if nothing that it drafts is kept."""
@@ -454,8 +471,7 @@ class Planner:
 
     def _guessed_reading(self, stage: int, unread: Mapping[int, int], course: _Course) -> float:
         """As long as the answering stage would read, by the stages' sizes."""
-        share = self._sizes[stage] / self._sizes[course.top] if self._sizes else 1.0
-        return share * self._reading(course.top, unread[stage], course.batch)
+        return self._share(stage, course.top, 1.0) * self._reading(course.top, unread[stage], course.batch)
 
     def _pays(self, course: _Course, unread: Mapping[int, int] | None, remaining: int | None) -> bool:
         """True where what the chain saves on the rest of this answer outweighs its drafters' reading."""
@@ -542,10 +558,19 @@ class _Course:
         """True where a chain may be tried: it does not run and does not rest."""
         return chain != self.running.chain and self.pauses.get(chain, (0, 0))[0] <= self.tokens
 
-    def rest(self, chain: tuple[int, ...]) -> None:
-        """Leave a chain alone for a while, each time for longer, and all others too, for less."""
+    def since(self, chain: tuple[int, ...]) -> int:
+        """Tokens since a chain was last tried in vain; as if long ago where it never was."""
+        ended = self.pauses.get(chain)
+        return LONG_AGO if ended is None else min(LONG_AGO, self.tokens - ended[0] + ended[1])
+
+    def pause(self, chain: tuple[int, ...]) -> None:
+        """Leave a chain alone for a while, each time for longer."""
         length = min(LONGEST_PAUSE, max(FIRST_PAUSE, 2 * self.pauses.get(chain, (0, 0))[1]))
         self.pauses[chain] = (self.tokens + length, length)
+
+    def rest(self, chain: tuple[int, ...]) -> None:
+        """Pause a chain that was run in vain, and all others too, for less."""
+        self.pause(chain)
         self.vain += 1
         self.quiet_until = self.tokens + min(LONGEST_PAUSE // 2, QUIET * self.vain)
 
@@ -591,7 +616,8 @@ class _Course:
             return
         self.trial.left -= 1
         if self.trial.left <= 0:
-            self.rest(self.trial.plan.chain)
+            if not self.trial.plan.plain:
+                self.rest(self.trial.plan.chain)
             self.trial = None
             self.interval, self.look_at = EVERY, self.rounds
 
@@ -730,6 +756,13 @@ def _law(acceptance: Acceptance, drafter: int, target: int, longest: int, hope: 
         slack = hope / (2.0 * sqrt(acceptance.tried(drafter, target) + 1.0))
         offers = [min(1.0, max(0.0, offer + slack)) for offer in offers]
     return Law(rates, offers)
+
+
+def _checked_sizes(sizes: Sequence[float], stages: int) -> tuple[float, ...]:
+    if sizes and (len(sizes) != stages or not all(0.0 < size < inf for size in sizes)):
+        wrong = f"should be one positive number for each of the {stages} stages, not {list(sizes)}"
+        raise ConfigError("speculation", [Problem("sizes", wrong)])
+    return tuple(sizes)
 
 
 def _problems(settings: PlannerSettings) -> list[Problem]:

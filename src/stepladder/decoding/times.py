@@ -10,8 +10,8 @@ from itertools import pairwise
 BUCKETS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 4096, 8192)
 """Upper ends of the groups of widths; narrow passes, which plans turn on, stand alone or in pairs."""
 
-WINDOW = 15
-"""Passes of a bucket that count: the median of so few moves over after eight, and a spike never moves it."""
+WINDOW = 31
+"""Passes of a bucket that count. Their middle half is averaged: spikes never move it, a lasting change does after 8."""
 
 SLOPE = 0.1
 """Before a second width was seen: every further token costs this share of the pass that was seen. Dear for a GPU, so
@@ -23,7 +23,7 @@ of one token."""
 
 
 class StepTimes:
-    """T(stage, width, batch) in seconds: medians per bucket of widths, linear between them, never falling in the width.
+    """T(stage, width, batch) in seconds: middle means per bucket of widths, linear between, never falling in the width.
 
     ``width`` counts the tokens fed per row, ``batch`` the rows of the pass. A batch that was not seen borrows the curve
     of the nearest one at the width of equal tokens in all (width · batch), since that is what matrix products see.
@@ -80,7 +80,7 @@ class StepTimes:
 
 
 class _Bucket:
-    """The last passes of about one width: their mean width, the median of their times."""
+    """The last passes of about one width: their mean width, the mean of the middle half of their times."""
 
     __slots__ = ("_order", "_recent", "_width")
 
@@ -104,8 +104,12 @@ class _Bucket:
 
     @property
     def seconds(self) -> float:
-        """The lower median: of two passes the quicker, since a first one often warms something up."""
-        return self._order[(len(self._order) - 1) // 2]
+        """Mean of the middle half; of two or three passes the lower middle one: the first may warm things up."""
+        count = len(self._order)
+        if count < 4:
+            return self._order[(count - 1) // 2]
+        middle = self._order[count // 4 : count - count // 4]
+        return sum(middle) / len(middle)
 
     @property
     def count(self) -> int:
