@@ -11,13 +11,18 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 16
 
-setup: $(VENV)/.ready ## make .venv with everything the other targets use
+setup: $(VENV)/.full ## make .venv with everything the other targets use
 
-$(VENV)/.ready: pyproject.toml tools/setup.sh
-	PYTHON='$(PYTHON)' tools/setup.sh $(VENV)
+$(VENV)/.full: pyproject.toml tools/setup.sh
+	PYTHON='$(PYTHON)' tools/setup.sh $(VENV) full
+	@touch $@ $(VENV)/.light
+
+# The demo should not wait for torch, which it does not use.
+$(VENV)/.light: pyproject.toml tools/setup.sh
+	PYTHON='$(PYTHON)' tools/setup.sh $(VENV) light
 	@touch $@
 
-demo: setup ## the embedded ladder behind an endpoint; ONCE=1 prints the table and ends
+demo: $(VENV)/.light ## the embedded ladder behind an endpoint; ONCE=1 prints the table and ends
 	$(BIN)/stepladder demo $(if $(ONCE),--once)
 
 test: setup ## the tests that need no GPU and no outside server, in under 10 minutes

@@ -26,7 +26,8 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "wiring": ("sync", "build", "config", "plugins", "hub"),
     "study": ("reproduce", "train", "evaluate"),
     "heart": ("router",),
-    "parts": ("features", "predictors", "policies", "costs", "engines", "decoding", "traces"),
+    "parts": ("features", "predictors", "policies", "costs", "engines", "traces"),
+    "speculation": ("decoding",),
     "words": ("contracts", "tokens", "types", "errors", "files", "version"),
 }
 WITHIN = {
