@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Generator
 from collections.abc import Sequence as Row
 from dataclasses import dataclass, field
@@ -30,7 +31,8 @@ class Job:
     """One answer at work: its generator, and what it waits for.
 
     ``result`` is what the generator returned, ``error`` what ended it otherwise; both None while it runs. ``passes``
-    counts the passes it took part in, by stage.
+    counts the passes it took part in, by stage, ``waited`` those that went to others since it asked. ``owner`` is
+    whatever the caller knows it by.
     """
 
     asking: Generator[Ask, Tensor, Any]
@@ -39,6 +41,8 @@ class Job:
     result: Any = None
     error: BaseException | None = None
     passes: dict[int, int] = field(default_factory=dict)
+    owner: str = ""
+    waited: int = 0
 
     @property
     def is_over(self) -> bool:
@@ -46,11 +50,16 @@ class Job:
         return self.ask is None
 
 
+PATIENCE = 16
+"""Passes of lower stages that an answer waits through: about a longest draft of all others."""
+
+
 class Batch:
     """Answers at work over ``models``. A pass goes to the lowest stage that anybody waits for.
 
-    So drafters finish before anybody verifies, and the verifications of all answers share a pass. Not safe for more
-    than one thread. ``on_pass`` is told of every pass; ``timer`` gives monotonic seconds.
+    So drafters finish before anybody verifies, and the verifications of all answers share a pass. An answer that has
+    waited through ``PATIENCE`` passes goes first, so that a busy lower stage does not keep a higher one from work. Not
+    safe for more than one thread. ``on_pass`` is told of every pass; ``timer`` gives monotonic seconds.
     """
 
     def __init__(self, models: Row[Reader], *, timer: Callable[[], float], on_pass: OnPass | None = None) -> None:
@@ -80,8 +89,10 @@ class Batch:
         waiting = [job for job in self.jobs if job.ask is not None]
         if not waiting:
             return self._ended()
-        stage = min(job.ask.stage for job in waiting if job.ask is not None)
+        stage = _next_stage(waiting)
         served = [job for job in waiting if job.ask is not None and job.ask.stage == stage]
+        for job in waiting:
+            job.waited = 0 if job in served else job.waited + 1
         try:
             logits = self._pass(stage, served)
         except Exception as error:  # noqa: BLE001 - whatever a model raises ends the answers in the pass, not the engine
@@ -91,6 +102,10 @@ class Batch:
         for job, told in zip(served, logits, strict=True):
             self._advance(job, told)
         return self._ended()
+
+    def owners(self, stage: int) -> dict[str, int]:
+        """Whose answers wait for a stage, and how many: within ``on_pass``, those that the pass was for."""
+        return Counter(job.owner for job in self.jobs if job.ask is not None and job.ask.stage == stage)
 
     def _pass(self, stage: int, served: list[Job]) -> list[Tensor]:
         feeds = [self._feed(stage, job) for job in served]
@@ -131,3 +146,10 @@ class Batch:
             self._models[stage].close(slot)
         job.answer.slots.clear()
         job.answer.read.clear()
+
+
+def _next_stage(waiting: list[Job]) -> int:
+    longest = max(waiting, key=lambda job: job.waited)
+    if longest.waited >= PATIENCE and longest.ask is not None:
+        return longest.ask.stage
+    return min(job.ask.stage for job in waiting if job.ask is not None)

@@ -112,7 +112,7 @@ class Sampling:
         """The law after each row of ``logits``, shape (rows, vocabulary)."""
         if self.greedy:
             return [Point(token) for token in logits.argmax(-1).tolist()]
-        scaled = logits if self.temperature == 1 else logits / self.temperature
+        scaled = logits if self.temperature == 1 else self._scaled(logits)
         if 0 < self.top_k < scaled.shape[-1]:
             lowest = scaled.topk(self.top_k, dim=-1).values[..., -1:]
             scaled = scaled.masked_fill(scaled < lowest, float("-inf"))
@@ -120,6 +120,10 @@ class Sampling:
         if self.top_p < 1:
             weights = _nucleus(weights, self.top_p)
         return [Dense(row) for row in weights.unbind(0)]
+
+    def _scaled(self, logits: Tensor) -> Tensor:
+        """Logits over the temperature, the greatest at 0: so the least temperature above 0 gives a law too."""
+        return (logits - logits.amax(-1, keepdim=True)) / max(self.temperature, torch.finfo(logits.dtype).tiny)
 
 
 def plain_laws(logits: Tensor) -> list[Law]:

@@ -7,6 +7,7 @@ import random
 import torch
 
 from stepladder.decoding.laws import Law, Point
+from stepladder.errors import EngineError
 
 
 class SeededOracle:
@@ -20,11 +21,17 @@ class SeededOracle:
         return self._random.random() < probability
 
     def draw(self, law: Law) -> int:
-        """A token by inversion of the cumulative weights in float64; never one of weight 0."""
+        """A token by inversion of the cumulative weights in float64; never one of weight 0.
+
+        Raises EngineError for a law that is none, as a model's that gave no numbers.
+        """
         if isinstance(law, Point):
             return law.token
         cumulative = law.weights.to(torch.float64).cumsum(0)
-        aim = self._random.random() * float(cumulative[-1])
+        mass = float(cumulative[-1])
+        if not 0 < mass < float("inf"):
+            raise EngineError(f"a token was to be drawn from a law of mass {mass}: the model gave no numbers")
+        aim = self._random.random() * mass
         place = int(torch.searchsorted(cumulative, aim, right=True))
         if place < len(cumulative):
             return place

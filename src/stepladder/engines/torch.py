@@ -13,6 +13,7 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from importlib.util import find_spec
+from threading import Lock
 from typing import TYPE_CHECKING
 
 from stepladder.engines.deadline import Deadline
@@ -55,12 +56,16 @@ class TorchEngine:
     ``drafter``: one more model, which drafts for this stage alone and is called STAGE-drafter. ``verification``:
     rejection or block. None of these changes what is written: a stage's own law is kept.
 
+    ``threads``: cores that a pass may use, the same for all stages that set it; by default PyTorch's own choice.
+
     ``deferral`` (chow, diff, opt, token; off by default) does change it: drafts that are good enough under λ are kept
     though the stage would write otherwise (``decoding/deferral.py``). Its slack is stage.cost/λ, or ``deferral_slack``.
 
     A lower stage's answer that is handed over as a draft is read in one pass and kept as far as this stage would have
-    written the same. Raises ConfigError for options that cannot be used. ``timer`` gives monotonic seconds,
-    ``new_seed`` a seed for requests that bring none.
+    written the same. An answer at a temperature above 0 that was asked for with a seed is the same each time: its chain
+    is then what was set, or plain decoding, whatever was measured. Raises ConfigError for options that cannot be used.
+    ``timer`` gives monotonic seconds, ``new_seed`` a seed for requests that bring none, ``trial_s`` is how many seconds
+    each model is timed at its start.
     """
 
     def __init__(
@@ -69,10 +74,12 @@ class TorchEngine:
         *,
         timer: Callable[[], float] = time.perf_counter,
         new_seed: Callable[[], int] = lambda: secrets.randbits(63),
+        trial_s: float = 3.0,
     ) -> None:
         self._settings = {each.stage.name: each for each in read_settings(stages)}
         self._timer = timer
         self._new_seed = new_seed
+        self._trial_s = trial_s
         self._running: _Running | None = None
         self._closed = False
         self._starting = asyncio.Lock()
@@ -111,23 +118,23 @@ class TorchEngine:
                 if missing:
                     name = next(iter(self._settings))
                     raise MissingExtraError(f"stage '{name}' (engine 'torch')", "torch")
-                self._running = await asyncio.to_thread(self._load)
+                running = await asyncio.to_thread(self._load)
+                running.worker.start()  # not before: who gives up waiting for the models leaves no thread behind
+                self._running = running
 
     async def close(self) -> None:
-        """Drop what is at work, end the thread, let go of the models."""
+        """End what is at work with a fault (cancelled), end the thread, let go of the models."""
         self._closed = True
-        running, self._running = self._running, None
-        if running is not None:
-            await asyncio.to_thread(running.worker.stop)
+        async with self._starting:
+            running, self._running = self._running, None
+            if running is not None:
+                await asyncio.to_thread(running.worker.stop)
 
     async def generate(
         self, request: Request, stage: Stage, draft: Attempt | None = None
     ) -> AsyncGenerator[EngineEvent, None]:
         """Write one answer. Raises EngineError after ``close`` only, or before ``start``."""
-        if self._closed or self._running is None:
-            told = "was closed" if self._closed else "was not started"
-            raise EngineError(f"stage '{stage.name}': the engine {told}")
-        running, settings = self._running, self._settings[stage.name]
+        running, settings = self._at_work(stage), self._settings[stage.name]
         deadline = Deadline(stage.name, settings.total_s)
         with ExitStack() as held:
             try:
@@ -135,15 +142,26 @@ class TorchEngine:
                     async with deadline.waiting("no free place"):
                         await place.acquire()
                     held.callback(place.release)
+                if self._at_work(stage) is not running:
+                    raise EngineError(f"stage '{stage.name}': the engine was closed")
                 answering = self._answering(request, settings, running, draft)
+            except EngineError:
+                raise
             except (StepladderError, WireError) as error:
                 held.close()
                 yield Attempt(stage.name, fault=_fault(error))
                 return
             held.callback(answering.cancel)
+            deadline.let_go(held)
             running.worker.submit(answering.task)
             async for event in self._events(answering, deadline):
                 yield event
+
+    def _at_work(self, stage: Stage) -> _Running:
+        if self._closed or self._running is None:
+            told = "was closed" if self._closed else "was not started"
+            raise EngineError(f"stage '{stage.name}': the engine {told}")
+        return self._running
 
     async def _events(self, answering: Answering, deadline: Deadline) -> AsyncGenerator[EngineEvent, None]:
         while True:
@@ -178,21 +196,24 @@ class TorchEngine:
         from stepladder.decoding.batch import Batch
         from stepladder.decoding.times import StepTimes
         from stepladder.engines.torch_chains import Shared, planner_for
-        from stepladder.engines.torch_models import load_row, time_passes
+        from stepladder.engines.torch_models import load_row, time_passes, use_threads
         from stepladder.engines.torch_worker import Worker
 
         settings = tuple(self._settings.values())
-        row, times = load_row(settings), StepTimes()
-        time_passes(row.models, times.observe, timer=self._timer)
-        shared = {each.stage.name: Shared(planner_for(each, row, times)) for each in settings}
+        threads = max((each.threads or 0 for each in settings), default=0)
+        use_threads(threads)
+        row, times, lock = load_row(settings), StepTimes(), Lock()
+        time_passes(row.models, times.observe, timer=self._timer, budget_s=self._trial_s)
+        shared = {each.stage.name: Shared(planner_for(each, row, times), lock) for each in settings}
 
-        def on_pass(stage: int, width: int, batch: int, seconds: float) -> None:
-            for each in shared.values():
-                with each.lock:
-                    each.planner.observe_pass(stage, width, batch, seconds)
+        def on_pass(stage: int, width: int, rows: int, seconds: float) -> None:
+            with lock:
+                times.observe(stage, width, rows, seconds)
+                for name, count in batch.owners(stage).items():
+                    shared[name].planner.passed(seconds * count / rows)
 
-        worker = Worker(Batch(row.models, timer=self._timer, on_pass=on_pass))
-        worker.start()
+        batch = Batch(row.models, timer=self._timer, on_pass=on_pass)
+        worker = Worker(batch, first=lambda: use_threads(threads))
         slots = {each.stage.name: min(each.slots, each.stage.max_concurrency or each.slots) for each in settings}
         places = {name: asyncio.Semaphore(count) for name, count in slots.items()}
         # Every answer may hold a cache row of every model.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -19,13 +20,15 @@ from stepladder.decoding.tokenizer import Detokenizer, Tokenizer
 from stepladder.engines import torch_text
 from stepladder.engines.torch_chains import Chains, Shared, Watch
 from stepladder.engines.torch_models import Row
-from stepladder.engines.torch_order import Order, plain_messages, read_order
+from stepladder.engines.torch_order import Order, plain_messages, plain_prompt, read_order
 from stepladder.engines.torch_settings import NGRAM, Settings
 from stepladder.engines.torch_text import Transcript
-from stepladder.engines.torch_worker import Task
+from stepladder.engines.torch_worker import StoppedError, Task
 from stepladder.engines.wire import WireError
 from stepladder.errors import UsageError
 from stepladder.types import Attempt, Delta, Drafting, EngineEvent, Fault, Request, Speculation, Usage
+
+LOG = logging.getLogger("stepladder.engines")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -76,13 +79,14 @@ class Answering:
             logprobs=logprobs,
             fault=fault,
             raw=self._body(finish) if finish and logprobs else None,
-            speculation=self._speculation(),
+            speculation=None if fault else self._speculation(),
         )
 
     # ── in the worker's thread ───────────────────────────────────────────────
 
     def _job(self) -> Job:
-        job = Job(decode(self.run, self.chains.next, self.most, self._keep), self.run.answer)
+        asking = decode(self.run, self.chains.next, self.most, self._keep)
+        job = Job(asking, self.run.answer, owner=self.settings.stage.name)
         self.passes = job.passes
         return job
 
@@ -107,8 +111,12 @@ class Answering:
         self._send(self.attempt(None, finish))
 
     def _failed(self, error: BaseException) -> None:
-        told = f"stage '{self.settings.stage.name}': {type(error).__name__}: {error}"
-        self._send(self.attempt(Fault("server", told)))
+        name = self.settings.stage.name
+        if isinstance(error, StoppedError):
+            self._send(self.attempt(Fault("cancelled", f"stage '{name}': {error}")))
+            return
+        LOG.error("stage '%s': an answer failed", name, exc_info=error)
+        self._send(self.attempt(Fault("server", f"stage '{name}': {type(error).__name__}: {error}")))
 
     def _show(self, piece: str) -> None:
         if not piece:
@@ -212,6 +220,7 @@ def begin(
         rows=rows,
         timer=timer,
         deferral=_deferral(settings, request),
+        settled=order.seed is not None and not order.sampling.greedy,
         given=given,
     )
     oracle = SeededOracle(seed if order.seed is None else order.seed)
@@ -234,7 +243,10 @@ def begin(
 
 
 def _prompt(request: Request, tokenizer: Tokenizer) -> list[int]:
-    tokens = tokenizer.chat(plain_messages(request)) if request.prompt is None else tokenizer.encode(request.prompt)
+    if request.prompt is None:
+        tokens = tokenizer.chat(plain_messages(request))
+    else:
+        tokens = tokenizer.prompt(plain_prompt(request.prompt))
     if not tokens:
         raise WireError(Fault("bad_request", "prompt: it has no tokens for this model; ask something"))
     return tokens

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from stepladder.decoding.chain import GIVEN, NGRAM, GivenDraft, Level, ModelDrafter, NgramDrafter, Verifier
-from stepladder.decoding.controller import Planner, PlannerSettings
+from stepladder.decoding.controller import DEFAULT_LENGTH, Planner, PlannerSettings
 from stepladder.decoding.deferral import Deferral
 from stepladder.decoding.planning import LONGEST, Plan
 from stepladder.decoding.sequence import Sequence as Answer
@@ -25,24 +25,38 @@ LOGITS_MAX = 2**24
 
 @dataclass(slots=True)
 class Shared:
-    """A stage's planner, used by the thread that decodes and by those that ask for prices."""
+    """A stage's planner, used by the thread that decodes and by those that ask for prices.
 
-    planner: Planner
+    All stages of an engine have one ``lock``, for their planners read the same step times.
+    """
+
+    planner: StagePlanner
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
-class _Planner(Planner):
-    """A planner of a stage that only some of the models below it can draft for."""
+class StagePlanner(Planner):
+    """A planner of a stage that only some of the models below it can draft for, and that shares its step times."""
 
     def __init__(self, able: Sequence[int], *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._able = list(able)
 
+    def passed(self, seconds: float) -> None:
+        """A pass for this stage's answers took so many seconds; its times were told by whoever owns them."""
+        self._host.passed(seconds)
+
+    def settled(self, top: int) -> Plan:
+        """A plan that depends on nothing measured: the chain that was set, or plain decoding."""
+        if self.settings.mode != "chain":
+            return Plan((top,))
+        chain = self.settings.chain
+        return Plan(chain, self.settings.lengths or (DEFAULT_LENGTH,) * (len(chain) - 1))
+
     def _eligible(self, course: Any) -> list[int]:
         return [NGRAM, *self._able] if self.settings.ngram else self._able
 
 
-def planner_for(settings: Settings, row: Row, times: StepTimes) -> Planner:
+def planner_for(settings: Settings, row: Row, times: StepTimes) -> StagePlanner:
     """The planner that a stage's options ask for; step times are shared by all stages."""
     top = row.index(settings.stage.name)
     fixed: Literal["fixed", "marginal"] = "marginal" if settings.length is None else "fixed"
@@ -55,7 +69,7 @@ def planner_for(settings: Settings, row: Row, times: StepTimes) -> Planner:
         lengths = (settings.length,) * len(settings.chain) if settings.length else ()
         asked = PlannerSettings(mode="chain", chain=chain, lengths=lengths, stopping=fixed)
     sizes = [model.parameters for model in row.models]
-    return _Planner(row.below[top], len(row.models), asked, sizes=sizes, times=times)
+    return StagePlanner(row.below[top], len(row.models), asked, sizes=sizes, times=times)
 
 
 class Watch(Tally):
@@ -82,7 +96,8 @@ class Chains:
     """The chains of one answer. ``next`` gives the one for the round to come, ``ended`` is told of the one gone.
 
     ``contexts`` are the positions that each model has: a drafter that would run out of them is left out. ``most`` is
-    how many tokens the answer may have, ``rows`` how many answers are at work.
+    how many tokens the answer may have, ``rows`` how many answers are at work. ``settled``: run with what was set and
+    nothing that was measured, for an answer that is to be the same whenever it is asked for with its seed.
     """
 
     top: int
@@ -96,6 +111,7 @@ class Chains:
     rows: Callable[[], int]
     timer: Callable[[], float]
     deferral: Deferral | None = None
+    settled: bool = False
     given: Sequence[int] = ()
     plan: Plan = field(init=False)
     climbing: bool = field(init=False, default=False)
@@ -116,10 +132,7 @@ class Chains:
         if self.climbing:
             length = max(16, LOGITS_MAX // max(1, self.vocab))
             return Verifier(self.top, self._given, length=length, rule=RULES[self.rule])
-        with self.shared.lock:
-            plan = self.shared.planner.plan(
-                self.top, greedy=self.greedy, batch=self.rows(), unread=self._unread(), remaining=self._left()
-            )
+        plan = self._plan()
         if not self._fits(plan):
             plan = Plan((self.top,))
         if plan != self._made[0]:
@@ -131,9 +144,17 @@ class Chains:
         assert chain is not None  # noqa: S101 - made above with its plan
         return chain
 
+    def _plan(self) -> Plan:
+        if self.settled:
+            return self.shared.planner.settled(self.top)
+        with self.shared.lock:
+            return self.shared.planner.plan(
+                self.top, greedy=self.greedy, batch=self.rows(), unread=self._unread(), remaining=self._left()
+            )
+
     def ended(self, tokens: int) -> None:
         """The round wrote so many tokens; the planner hears of it, but for rounds over a climbed draft."""
-        if self.climbing:
+        if self.climbing or self.settled:
             return
         with self.shared.lock:
             self.shared.planner.observe_round(
@@ -141,14 +162,14 @@ class Chains:
             )
 
     def saved(self, prompt: int, drafted: int, kept: int) -> float:
-        """Seconds that a climbed draft of so many tokens saved: writing those kept, less reading all of them."""
+        """Seconds that a climbed draft saved: writing those kept, less reading all of them; 0 where that is a loss."""
         with self.shared.lock:
             planner = self.shared.planner
             pace = planner.seconds_per_token(self.top, greedy=self.greedy)
             read = [planner.forecast(self.top, prompt, 0, tokens) for tokens in (0, drafted)]
         if pace is None or read[0] is None or read[1] is None:
             return 0.0
-        return kept * pace - (read[1] - read[0])
+        return max(0.0, kept * pace - (read[1] - read[0]))
 
     def _agrees(self) -> bool:
         """True while all that is written stands in the climbed draft, and more of it is left."""

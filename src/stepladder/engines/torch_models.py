@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+
+import torch
 
 from stepladder.decoding.loading import Loaded, load
 from stepladder.decoding.models import Feed, LanguageModel
@@ -57,7 +59,8 @@ def load_row(settings: Sequence[Settings]) -> Row:
     names = (*(each.own_drafter for each in drafters), *(each.stage.name for each in settings))
     loaded = (*(_load(each, str(each.drafter)) for each in drafters), *(_load(each, None) for each in settings))
     asked = {each.stage.name: each.chain for each in settings}
-    below = tuple(_below(position, names, loaded, asked.get(name)) for position, name in enumerate(names))
+    owners = {each.own_drafter: each.stage.name for each in drafters}
+    below = tuple(_below(position, names, loaded, asked.get(name), owners) for position, name in enumerate(names))
     _narrow(loaded, below)
     row = Row(names, loaded, below)
     _warn_of_large_drafters(row, asked)
@@ -93,6 +96,15 @@ def time_passes(
             model.close(slot)
 
 
+def use_threads(count: int) -> None:
+    """Compute with so many threads from here on, in the thread that calls; 0 leaves PyTorch's choice.
+
+    PyTorch keeps the number per thread and has one for threads to come, so whoever computes has to say it.
+    """
+    if count:
+        torch.set_num_threads(count)
+
+
 def _load(settings: Settings, drafter: str | None) -> Loaded:
     name = settings.stage.name
     source = drafter or settings.stage.model
@@ -113,11 +125,17 @@ def _load(settings: Settings, drafter: str | None) -> Loaded:
 
 
 def _below(
-    position: int, names: Sequence[str], loaded: Sequence[Loaded], asked: tuple[str, ...] | None
+    position: int,
+    names: Sequence[str],
+    loaded: Sequence[Loaded],
+    asked: tuple[str, ...] | None,
+    owners: Mapping[str, str],
 ) -> tuple[int, ...]:
-    """Models that can draft for one; a chain that was asked for has to be able to."""
+    """Models that can draft for one; a chain that was asked for has to be able to. ``owners``: whose drafters are."""
     able = []
     for lower in range(position):
+        if owners.get(names[lower], names[position]) != names[position]:
+            continue
         try:
             common([_voice(names[at], loaded[at]) for at in (lower, position)], f"stage '{names[position]}'")
         except ConfigError as error:

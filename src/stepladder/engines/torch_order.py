@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -24,12 +25,19 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "repetition_penalty": (1,),
     "logit_bias": ({},),
     "min_p": (0,),
+    "min_tokens": (0,),
+    "ignore_eos": (False,),
+    "stop_token_ids": ([],),
     "suffix": ("",),
     "echo": (False,),
     "tools": ([],),
     "functions": ([],),
     "response_format": ({"type": "text"},),
+    "json_schema": (),
     "guided_json": (),
+    "guided_regex": (),
+    "guided_choice": (),
+    "guided_grammar": (),
     "grammar": ("",),
 }
 """Parameters that change what is written and are not done here, with the values that change nothing."""
@@ -83,8 +91,18 @@ def plain_messages(request: Request) -> list[dict[str, str]]:
             kinds = {str(part.get("type")) for part in content if isinstance(part, Mapping)} - {"text"}
             if kinds:
                 raise _refused(f"messages: the engine 'torch' reads text, not {', '.join(sorted(kinds))}")
-        told.append({"role": str(message.get("role", "user")), "content": message_text(message)})
+        text = message_text(message)
+        if not _is_text(text):
+            raise _refused(f"messages: {text!r} has half a surrogate pair in it; give whole characters")
+        told.append({"role": str(message.get("role", "user")), "content": text})
     return told
+
+
+def plain_prompt(prompt: str) -> str:
+    """The raw prompt. Raises WireError for what is no text."""
+    if not _is_text(prompt):
+        raise _refused(f"prompt: {prompt!r} has half a surrogate pair in it; give whole characters")
+    return prompt
 
 
 def _most(params: Mapping[str, Any]) -> int | None:
@@ -115,7 +133,7 @@ def _number(params: Mapping[str, Any], key: str, default: float) -> float:
     value = params.get(key)
     if value is None:
         return default
-    if isinstance(value, int | float) and not isinstance(value, bool):
+    if _is_number(value):
         return float(value)
     raise _refused(f"{key}: should be a number, not {value!r}")
 
@@ -126,11 +144,25 @@ def _whole(params: Mapping[str, Any], key: str, default: int, *, least: int | No
         return default
     if isinstance(value, bool) and key == "logprobs":
         value = int(value)
-    whole = isinstance(value, int | float) and not isinstance(value, bool)
-    if whole and value == int(value) and (least is None or value >= least) and (most is None or value <= most):
+    within = _is_number(value) and (least is None or value >= least) and (most is None or value <= most)
+    if within and value == int(value):
         return max(int(value), 0) if key == "top_k" else int(value)
     bounds = "" if least is None else f" from {least}" + ("" if most is None else f" to {most}")
     raise _refused(f"{key}: should be a whole number{bounds}, not {value!r}")
+
+
+def _is_number(value: Any) -> bool:
+    """True for numbers that a float can hold."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
+def _is_text(text: str) -> bool:
+    """False for half a surrogate pair, which no encoding of text has and no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _refused(message: str) -> WireError:

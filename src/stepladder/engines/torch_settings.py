@@ -41,6 +41,7 @@ class Settings:
     deferral: str | None
     slack: float | None
     total_s: float
+    threads: int | None
 
     @property
     def own_drafter(self) -> str:
@@ -51,6 +52,8 @@ class Settings:
 def read_settings(stages: tuple[Stage, ...]) -> tuple[Settings, ...]:
     """The options of all stages. Raises ConfigError for those that cannot be used."""
     found = tuple(_settings(stage) for stage in stages)
+    _check_names(found)
+    _check_threads(found)
     for position, settings in enumerate(found):
         _check_chain(settings, tuple(stage.name for stage in stages[:position]))
     return found
@@ -73,10 +76,33 @@ def _settings(stage: Stage) -> Settings:
         deferral=deferral,
         slack=_slack(options, stage),
         total_s=options.seconds("total_timeout_s", 600.0),
+        threads=_threads(options, stage),
     )
     _check_deferral(options, settings)
     options.done()
     return settings
+
+
+def _check_names(found: tuple[Settings, ...]) -> None:
+    """Raise ConfigError where two models, or a model and the n-grams, would go by one name."""
+    names = [each.stage.name for each in found]
+    for each in found:
+        name = each.stage.name
+        if name == NGRAM:
+            told = f"'{NGRAM}' is what the drafter that asks no model is called; give the stage another name"
+            raise ConfigError(f"stage '{name}'", [Problem("name", told)])
+        if each.drafter is not None and each.own_drafter in names:
+            told = f"would be called '{each.own_drafter}', as a stage is; give that stage another name"
+            raise ConfigError(f"stage '{name}'", [Problem("drafter", told)])
+
+
+def _check_threads(found: tuple[Settings, ...]) -> None:
+    """Raise ConfigError where stages ask for different numbers of threads: they take turns in one."""
+    asked = {each.threads: each.stage.name for each in reversed(found) if each.threads is not None}
+    if len(asked) > 1:
+        told = ", ".join(f"{count} in '{name}'" for count, name in sorted(asked.items()))
+        problem = Problem("threads", f"must be the same in all stages of the engine 'torch'; there are {told}")
+        raise ConfigError(f"stage '{found[-1].stage.name}'", [problem])
 
 
 def _chain(options: Options, stage: Stage) -> tuple[str, ...] | None:
@@ -98,6 +124,13 @@ def _length(options: Options, stage: Stage) -> int | None:
         options.allow("draft_length")
         return None
     return options.whole("draft_length", 4, most=LONGEST_DRAFT)
+
+
+def _threads(options: Options, stage: Stage) -> int | None:
+    if stage.options.get("threads") is None:
+        options.allow("threads")
+        return None
+    return options.whole("threads", 1, most=1024)
 
 
 def _slack(options: Options, stage: Stage) -> float | None:
@@ -134,7 +167,7 @@ def _check_deferral(options: Options, settings: Settings) -> None:
 def _check_chain(settings: Settings, below: tuple[str, ...]) -> None:
     """Raise ConfigError where a chain names what cannot draft, or names it twice or out of order."""
     chain = settings.chain or ()
-    models = [*below, *([settings.own_drafter] if settings.drafter else [])]
+    models = [*([settings.own_drafter] if settings.drafter else []), *below]
     valid = [NGRAM, *models]
     problems = []
     for place, name in enumerate(chain):
@@ -144,8 +177,8 @@ def _check_chain(settings: Settings, below: tuple[str, ...]) -> None:
             problems.append(f"'{NGRAM}' asks no model and verifies nothing, so it can only stand first")
         elif name in chain[:place]:
             problems.append(f"'{name}' stands in it twice")
-    places = [below.index(name) for name in chain if name in below]
+    places = [models.index(name) for name in chain if name in models]
     if places != sorted(places):
-        problems.append(f"drafters stand from the cheapest to the dearest: {', '.join(below)}")
+        problems.append(f"drafters stand from the cheapest to the dearest: {', '.join(models)}")
     if problems:
         raise ConfigError(f"stage '{settings.stage.name}'", [Problem("speculation", told) for told in problems])

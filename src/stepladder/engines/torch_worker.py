@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import queue
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from stepladder.decoding.batch import Batch, Job
+from stepladder.errors import EngineError
+
+LOG = logging.getLogger("stepladder.engines")
 
 Done = Callable[[Job], None]
 
@@ -16,7 +20,8 @@ Done = Callable[[Job], None]
 class Task:
     """An answer handed to the worker. ``make`` builds its job, in the thread; ``done`` is told of its end there.
 
-    A task that was cancelled is dropped between two passes, and ``done`` is not called.
+    A task that was cancelled is dropped between two passes, and nobody is told. Any other is told of once: ``failed``
+    where it cannot begin, where ``done`` raises, and with ``StoppedError`` where the worker stops before its end.
     """
 
     make: Callable[[], Job]
@@ -26,11 +31,21 @@ class Task:
     cancelled: threading.Event = field(default_factory=threading.Event)
 
 
-class Worker:
-    """One thread, one batch. ``submit`` and ``stop`` may be called from any thread; nothing runs before ``start``."""
+class StoppedError(EngineError):
+    """The worker was stopped before an answer was whole."""
 
-    def __init__(self, batch: Batch, *, name: str = "stepladder-torch") -> None:
+
+class Worker:
+    """One thread, one batch. ``submit`` and ``stop`` may be called from any thread; nothing runs before ``start``.
+
+    ``first`` is called in the thread before anything else.
+    """
+
+    def __init__(
+        self, batch: Batch, *, first: Callable[[], object] = lambda: None, name: str = "stepladder-torch"
+    ) -> None:
         self._batch = batch
+        self._first = first
         self._inbox: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
         self._tasks: list[Task] = []
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -53,13 +68,31 @@ class Worker:
         self._thread.join()
 
     def _run(self) -> None:
+        self._first()
         while self._take():
             self._drop_cancelled()
-            for job in self._batch.step():
-                self._finish(job)
-        for task in self._tasks:
-            if task.job is not None:
-                self._batch.remove(task.job)
+            self._step()
+        self._drop_all(StoppedError("the engine was closed"))
+        while not self._inbox.empty():  # handed in behind the word to stop
+            late = self._inbox.get()
+            if late is not None:
+                late.failed(StoppedError("the engine was closed"))
+
+    def _step(self) -> None:
+        try:
+            over = self._batch.step()
+        except Exception as error:  # noqa: BLE001 - the thread outlives whatever a batch may raise; those at work do not
+            self._drop_all(error)
+            return
+        for job in over:
+            self._finish(job)
+
+    def _drop_all(self, error: BaseException) -> None:
+        tasks, self._tasks = self._tasks, []
+        for task in tasks:
+            self._remove(task)
+            if not task.cancelled.is_set():
+                task.failed(error)
 
     def _take(self) -> bool:
         """Take in what waits, and wait where nothing is at work; False once it is to stop."""
@@ -86,10 +119,20 @@ class Worker:
     def _drop_cancelled(self) -> None:
         for task in [task for task in self._tasks if task.cancelled.is_set()]:
             self._tasks.remove(task)
-            if task.job is not None:
-                self._batch.remove(task.job)
+            self._remove(task)
+
+    def _remove(self, task: Task) -> None:
+        if task.job is None:
+            return
+        try:
+            self._batch.remove(task.job)
+        except Exception:  # see _step
+            LOG.exception("an answer could not be taken out of its batch")
 
     def _finish(self, job: Job) -> None:
         task = next(task for task in self._tasks if task.job is job)
         self._tasks.remove(task)
-        task.done(job)
+        try:
+            task.done(job)
+        except Exception as error:  # noqa: BLE001 - an answer that cannot be told of must not end the thread
+            task.failed(error)
