@@ -20,7 +20,21 @@ from stepladder.policies.single import SinglePolicy
 from stepladder.router import Parts, Router, coin
 from stepladder.testing import FakeCosts, FakeFeaturizer, FakePredictor, MemoryTraceStore, make_ladder, make_request
 from stepladder.traces.codec import decode, encode
-from stepladder.types import Answer, Attempt, Call, Decided, Decision, Delta, Dials, Fault, Ladder, Request, Stop, View
+from stepladder.types import (
+    Answer,
+    Attempt,
+    Call,
+    Decided,
+    Decision,
+    Delta,
+    Dials,
+    Fault,
+    Ladder,
+    Request,
+    Stop,
+    View,
+    draft_below,
+)
 
 QUALITY = {"small": 0.5, "medium": 0.75, "large": 0.9}
 COSTS = {"small": 1.0, "medium": 1.3, "large": 1.8}
@@ -386,6 +400,28 @@ async def test_a_climb_is_priced_with_the_draft_that_it_is_handed(budget):
     assert drafts == [None, *[trace.attempts[0]] * (len(drafts) - 1)]
     assert len(drafts) > 1
     assert all(draft is None for attempts, stage, draft in costs.seen if not attempts or stage == "small")
+
+
+means = st.floats(0, 1)
+
+
+@given(
+    tried=st.lists(st.builds(Attempt, st.sampled_from([*QUALITY, "gone"]), st.sampled_from(["", "a", "b"]))),
+    down=st.sets(st.integers(0, 5)),
+    quality=st.fixed_dictionaries(dict.fromkeys([*QUALITY, "gone"], means)),
+    stage=st.sampled_from(list(QUALITY)),
+)
+def test_a_draft_is_the_best_answer_from_below(tried, down, quality, stage):
+    tried = [replace(made, fault=DOWN) if place in down else made for place, made in enumerate(tried)]
+    estimates = FakePredictor(quality).predict(None)
+    order = list(QUALITY)
+    found = draft_below(stage, order, tried, estimates)
+    below = [made for made in tried if made.is_answer and made.text and made.stage in order[: order.index(stage)]]
+    assert (found is None) == (not below)
+    if found is not None:
+        assert any(found is made for made in below)
+        first = next(made for made in below if quality[made.stage] == max(quality[each.stage] for each in below))
+        assert found is first
 
 
 class Climbing:
