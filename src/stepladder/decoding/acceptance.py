@@ -148,6 +148,11 @@ class Acceptance:
         pair = self._pairs.get((drafter, target))
         return 0.0 if pair is None else pair.tried()
 
+    def idle(self, drafter: int, target: int) -> float:
+        """Tokens written since the pair's last verdict; 0 for one that was never seen."""
+        pair = self._pairs.get((drafter, target))
+        return 0.0 if pair is None else pair.idle
+
     def spread(self, drafter: int, target: int) -> float:
         """Standard deviation of the pooled rate under its Beta posterior."""
         rate, weight = self.rate(drafter, target), self.weight(drafter, target)
@@ -178,16 +183,19 @@ class _Pair:
         self._scatter = 1.0
         self._fresh = False
         self._due = 0.0
+        self.idle = 0.0
 
     def age(self, tokens: float) -> None:
         if self._fresh:
             self._fresh = False
         else:
+            self.idle += tokens
             self._due += IDLE * tokens
 
     def observe(self, drafted: int, accepted: int, confidences: Sequence[float], asked: int | None) -> bool:
         """True where the verdicts show a sudden change."""
         self._fresh = True
+        self.idle = 0.0
         self._offer(drafted, drafted if asked is None else max(asked, drafted))
         judged = min(accepted + 1, drafted)
         if not judged:

@@ -45,6 +45,10 @@ HOPE = 1.3
 CAUTION = 1.0
 """Standard deviations below which a rate would have to lie for a chain that is taken up to lose against plain."""
 
+REVISIT = 400
+REVIVED = 0.8
+"""A pair without a verdict for so many tokens may have changed: it is hoped to have this rate, whatever it had."""
+
 UNTIMED = 0.1
 """Share of the answering stage's time that a stage of unknown size and time is hoped to take."""
 
@@ -59,6 +63,9 @@ GIVEN_UP = 1024
 
 TRIAL_LENGTH = 4
 """Longest draft in a trial."""
+
+SPIKE = 2.0
+"""Multiple of its forecast cost up to which a trial round is charged."""
 
 LEAST_COST = 0.1
 """Cost of a trial round, in tokens' time, below which trials are held to cost the same when they are compared."""
@@ -84,6 +91,9 @@ REFRESH = 600
 """Tokens after which plain decoding is timed again while a chain runs."""
 
 REFRESH_ROUNDS = 3
+
+FEW = 8
+"""Tokens up to which what a stage has not read is not counted as reading: every round leaves it some."""
 
 CREDIT = 20.0
 """Most that may be saved up for trials, in tokens' time."""
@@ -153,7 +163,9 @@ class Planner:
     ``stages``: the number of stages, 0 the cheapest. ``sizes``: what a pass of each costs relative to the others
     (parameters do), used for a stage only until it was timed. Without them trials are charged as if an untimed drafter
     were as dear as its target, and hoped to show that it is not. ``greedy`` parts the regimes: at temperature 0 other
-    tokens are kept than above. Raises ConfigError for sizes that are none. Not thread-safe.
+    tokens are kept than above. ``able``: the stages that may draft, all where None; which of them stand below an
+    answering stage is seen to. ``times`` may be shared with other planners; whoever feeds them tells each planner of
+    its part by ``passed``. Raises ConfigError for sizes that are none. Not thread-safe.
     """
 
     def __init__(
@@ -163,6 +175,7 @@ class Planner:
         *,
         sizes: Sequence[float] = (),
         times: StepTimes | None = None,
+        able: Sequence[int] | None = None,
     ) -> None:
         self.settings = settings or PlannerSettings()
         self.times = times or StepTimes()
@@ -172,12 +185,17 @@ class Planner:
         self._courses: dict[tuple[int, bool, int], _Course] = {}
         self._host = _Host()
         self._climbs = [0.0, 0.0]
+        self._allowed = None if able is None else frozenset(able)
 
     # ── what happened ────────────────────────────────────────────────────────
 
     def observe_pass(self, stage: int, width: int, batch: int, seconds: float) -> None:
         """A forward pass of ``batch`` rows, ``width`` tokens each (the widest, where ragged)."""
         self.times.observe(stage, width, batch, seconds)
+        self.passed(seconds)
+
+    def passed(self, seconds: float) -> None:
+        """A pass took so many seconds for this planner's answers; for those that share ``times``."""
         self._host.passed(seconds)
 
     def observe_verified(
@@ -246,8 +264,9 @@ class Planner:
     ) -> Plan:
         """The plan for the next round of an answer by stage ``top``.
 
-        ``unread``: tokens of this answer that each stage has not read, as far as more than a few; ``remaining``: tokens
-        that may still be written. A chain whose reading does not pay in what remains is left for other answers.
+        ``unread``: tokens of this answer that each stage has not read; up to ``FEW`` are every round's own business.
+        ``remaining``: tokens that may still be written. A chain whose reading does not pay in what remains is left for
+        other answers.
         """
         if self.settings.mode == "off":
             return Plan((top,))
@@ -391,7 +410,8 @@ class Planner:
 
     def _eligible(self, course: _Course) -> list[int]:
         """Drafters that "auto" may use below a stage."""
-        return [NGRAM, *range(course.top)] if self.settings.ngram else list(range(course.top))
+        stages = [stage for stage in range(course.top) if self._allowed is None or stage in self._allowed]
+        return [NGRAM, *stages] if self.settings.ngram else stages
 
     def _knows(self, course: _Course, chain: tuple[int, ...]) -> bool:
         """True where every stage of a chain was timed and every pair of it judged often enough."""
@@ -464,9 +484,9 @@ class Planner:
         if not unread:
             return 0.0
         return sum(
-            self._reading(stage, unread.get(stage, 0), course.batch) or self._guessed_reading(stage, unread, course)
+            self._reading(stage, unread[stage], course.batch) or self._guessed_reading(stage, unread, course)
             for stage in plan.chain[:-1]
-            if unread.get(stage, 0)
+            if unread.get(stage, 0) > FEW
         )
 
     def _guessed_reading(self, stage: int, unread: Mapping[int, int], course: _Course) -> float:
@@ -596,7 +616,7 @@ class _Course:
         if foreseen is not None and (plan.plain or not plan.probe):
             self.speeds.setdefault(plan.chain, _Speed()).observe(pace, tokens * foreseen)
         if plan.probe:
-            self._charge(tokens, seconds)
+            self._charge(tokens, seconds, reading)
         elif not plan.plain:
             self._watch(plan, tokens, pace)
 
@@ -606,10 +626,15 @@ class _Course:
         if self.running.seconds_per_token < inf:
             self.credit = min(self.credit, CREDIT * self.running.seconds_per_token)
 
-    def _charge(self, tokens: int, seconds: float) -> None:
-        """Book what a trial round took beyond its tokens' time; what it gained is booked too."""
+    def _charge(self, tokens: int, seconds: float, reading: float) -> None:
+        """Book what a trial round took beyond its tokens' time; what it gained is booked too.
+
+        A round out of all proportion is the machine's doing and not the trial's.
+        """
         pace = self.running.seconds_per_token
         if pace < inf:
+            if self.trial is not None:
+                seconds = min(seconds, SPIKE * (self.trial.cost + reading))
             self.lost += seconds - tokens * pace
             self.credit -= seconds - tokens * pace
         if self.trial is None:
@@ -748,6 +773,8 @@ def _trial_of(plan: Plan, ground: Ground, until: int) -> _Trial:
 
 def _law(acceptance: Acceptance, drafter: int, target: int, longest: int, hope: float) -> Law:
     more = hope * acceptance.spread(drafter, target)
+    if hope > 0.0 and acceptance.idle(drafter, target) > REVISIT:
+        more = max(more, REVIVED - acceptance.rate(drafter, target))
     rates = [min(1.0, max(0.0, rate + more)) for rate in acceptance.rates(drafter, target, longest)]
     if drafter != NGRAM:
         return Law(rates)
