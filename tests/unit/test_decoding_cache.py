@@ -169,6 +169,17 @@ def test_padding_of_the_masked_layout_never_reaches_a_row_even_at_the_very_end()
         torch.testing.assert_close(mine.keys[:, :, :CONTEXT], other.keys[:, :, :CONTEXT], rtol=1e-12, atol=1e-12)
 
 
+def test_the_masked_layout_reads_nothing_back_to_the_host():
+    """Tensors of the device `meta` have shapes and no values, so that any look at a value would raise."""
+    model = LanguageModel(tiny_network("qwen3").to("meta"), name="shapes only", slots=3)
+    rows = torch.zeros(2, dtype=torch.int64, device="meta")
+    tokens = torch.zeros(2, 4, dtype=torch.int64, device="meta")
+    for ordered in (False, True):
+        assert model.masked(tokens, rows, rows, rows, reach=64, ordered=ordered).shape == (2, 4, 64)
+    with pytest.raises(RuntimeError, match="meta"):
+        rows.sum().item()
+
+
 def test_a_reader_of_stale_positions_would_be_seen():
     """The negative control of the poison: the masked layout multiplies stale values by zero, which NaN survives."""
     model = tiny_model(context=CONTEXT, slots=1)
@@ -300,7 +311,7 @@ def test_what_a_model_says_of_itself():
     assert (model.name, model.vocab, model.context, model.slots) == ("small", 64, 40, 3)
     assert model.parameters == sum(parameter.numel() for parameter in network.parameters())
     assert model.cache.bytes() == 2 * 2 * 3 * 2 * 41 * 8 * 8  # layers · (keys, values) · slots · heads · …
-    assert model.cache.get_max_length() == 40
+    assert model.cache.layers[0].get_max_length() == 40
 
 
 @pytest.mark.parametrize("settings_", [{"slots": 0}, {"chunk": 0}])
