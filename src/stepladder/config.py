@@ -52,7 +52,8 @@ class StageSettings(_Frozen):
     name: Name
     """What requests, replies and traces call this stage."""
     model: Annotated[str, Field(min_length=1)]
-    """The name that the server knows, or for `llama` a GGUF file or `hub:OWNER/REPOSITORY/FILE[@REVISION]`."""
+    """The name that the server knows; `llama`: a GGUF file or `hub:OWNER/REPOSITORY/FILE[@REVISION]`; `torch`: a
+    folder, a GGUF file or `OWNER/NAME[@REVISION]`."""
     engine: str = "openai"
     """Which engine reaches the model."""
     base_url: str | None = None
@@ -86,13 +87,29 @@ class StageSettings(_Frozen):
     threads: Annotated[int, Field(gt=0)] | None = None
     """`llama`: compute threads; by default the cores divided by the local stages."""
     n_parallel: Annotated[int, Field(gt=0)] | None = None
-    """`llama`: answers written at once."""
+    """`llama`, `torch`: answers written at once."""
     load_timeout_s: Positive | None = None
     """`llama`: time to load the model."""
     speculation: str | list[str] | Mapping[str, Any] | None = None
     """`llama`: `"off"`, `"ngram"`, `"auto"` or a table with `draft`; `torch`: `"auto"`, `"off"`, a list of drafters."""
+    draft_length: int | str | None = None
+    """`torch`: tokens asked of each drafter, or `"auto"`."""
+    verification: str | None = None
+    """`torch`: `"rejection"` or `"block"`."""
+    drafter: str | None = None
+    """`torch`: a model that only drafts, for this stage alone; called STAGE-drafter."""
+    deferral: str | None = None
+    """`torch`: keep drafts that are good enough under λ (`"chow"`, `"diff"`, `"opt"`, `"token"`): another law."""
+    deferral_slack: NonNegative | None = None
+    """`torch`: how much of a token's likelihood deferral may give up; by default the stage's cost / λ."""
+    device: str | None = None
+    """`torch`: `"auto"`, `"cpu"` or `"cuda"`."""
+    dtype: str | None = None
+    """`torch`: `"auto"` (float32 on a CPU, bfloat16 on a GPU) or one of torch's kinds."""
+    prefill_chunk: Annotated[int, Field(gt=0)] | None = None
+    """`torch`: tokens of a prompt that are read in one pass."""
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
-    """`llama`: checked before the file is loaded."""
+    """`llama`, and a GGUF file of `torch`: checked before the file is loaded."""
     table: str | None = None
     """`replay`: the outcomes table (Parquet or JSONL)."""
     options: Mapping[str, Any] = Field(default_factory=dict)
