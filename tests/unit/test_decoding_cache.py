@@ -396,7 +396,7 @@ def test_models_with_another_kind_of_past_are_refused():
 
 def test_attention_of_other_kinds_is_refused():
     module, states = torch.nn.Identity(), torch.zeros(1, 1, 1, 8)
-    layout = Packed([Span(0, 0, 1, 0, 1)], CPU)
+    layout = Packed([Span(0, 0, 1, 0, 1)])
     for mask, extra, said in (
         (torch.zeros(1), {}, "a mask of its own"),
         (None, {"softcap": 30.0}, "softcap"),
@@ -407,9 +407,7 @@ def test_attention_of_other_kinds_is_refused():
     with pytest.raises(
         EngineError, match="looks back 8 positions only, and 9 are in use: set the stage's context to 8"
     ):
-        attention.attend(
-            module, states, states, states, None, layout=Packed([Span(0, 0, 9, 0, 1)], CPU), sliding_window=8
-        )
+        attention.attend(module, states, states, states, None, layout=Packed([Span(0, 0, 9, 0, 1)]), sliding_window=8)
     with pytest.raises(EngineError, match="does not pass on the arguments of its attention"):
         attention.attend(module, states, states, states, None)
 
@@ -420,7 +418,7 @@ def test_the_cache_knows_its_shapes_and_its_place():
         cache.update(torch.zeros(1, 2, 1, 8), torch.zeros(1, 2, 1, 8), 0)
     with pytest.raises(EngineError, match=r"past Cache\.update"):
         cache.layers[0].update(torch.zeros(1, 2, 1, 8), torch.zeros(1, 2, 1, 8))
-    cache.layout = Packed([Span(0, 0, 1, 0, 1)], CPU)
+    cache.layout = Packed([Span(0, 0, 1, 0, 1)])
     with pytest.raises(EngineError, match=r"layer 0 makes keys of \(3, 8\) and values of \(2, 8\)"):
         cache.update(torch.zeros(1, 3, 1, 8), torch.zeros(1, 2, 1, 8), 0)
     assert cache.get_mask_sizes(3, 0) == (3, 0)
@@ -439,8 +437,8 @@ def test_attention_is_the_textbooks():
             expected[column, head] = torch.softmax(seen[0] @ query[0, head, column] / 8**0.5, 0) @ seen[1]
     positions = torch.tensor([[4, 5, 6]])
     layouts = (
-        Packed([Span(0, 4, 7, 0, 3)], CPU),
-        Masked(torch.tensor([0]), positions, positions, reach=8, group=2),
+        Packed([Span(0, 4, 7, 0, 3)]),
+        Masked(torch.tensor([0]), positions, positions, reach=8, group=2, dtype=torch.float64),
     )
     for layout in layouts:
         found = layout.attend(query, keys, values, 8**-0.5)[0]

@@ -56,11 +56,10 @@ class Span(NamedTuple):
 class Packed:
     """The exact layout: batch 1, rows of any width one behind another."""
 
-    def __init__(self, spans: list[Span], device: torch.device) -> None:
+    def __init__(self, spans: list[Span]) -> None:
         self.spans = spans
         self.reach = max(span.end for span in spans)
         self._masks: dict[tuple[Span, int], torch.Tensor] = {}
-        self._device = device
 
     def write(self, memory: torch.Tensor, states: torch.Tensor) -> None:
         """As in ``Layout``; batch is 1."""
@@ -81,21 +80,21 @@ class Packed:
                 asked,
                 keys[slot : slot + 1, :, :end],
                 values[slot : slot + 1, :, :end],
-                attn_mask=self._mask(span, group),
+                attn_mask=self._mask(span, group, query),
                 scale=scale,
             )
             result[0, first:last] = found.view(heads, count, value_width).transpose(0, 1)
         return result
 
-    def _mask(self, span: Span, group: int) -> torch.Tensor | None:
-        """(group · width, end): True where a column may look; None for one column, which may look at all. Made once."""
+    def _mask(self, span: Span, group: int, query: torch.Tensor) -> torch.Tensor | None:
+        """(group · width, end), added to scores; None for one column, which may look at all. Made once a pass."""
         count = span.last - span.first
         if count == 1:
             return None
         key = (span, group)
         if key not in self._masks:
-            seen = torch.ones((count, span.end), dtype=torch.bool, device=self._device).tril(span.start)
-            self._masks[key] = seen.repeat(group, 1)
+            hidden = torch.full((count, span.end), -torch.inf, dtype=query.dtype, device=query.device)
+            self._masks[key] = hidden.triu(span.start + 1).repeat(group, 1)
         return self._masks[key]
 
 
@@ -103,8 +102,9 @@ class Masked:
     """The fixed layout: ``slots`` (rows,), ``positions`` (rows, width) and ``written`` (rows, width), all int64.
 
     ``positions`` are where the columns stand; ``written`` is the same but for padding, which is sent to a position that
-    no row reads. ``reach`` is a multiple that the caller rounds lengths up to. Where ``ordered`` the rows are slots
-    0..rows-1 and the cache is read in place; else the rows' share of it is gathered.
+    no row reads. ``reach`` is a multiple that the caller rounds lengths up to, ``group`` the query heads per key-value
+    head, ``dtype`` that of the model. Where ``ordered`` the rows are slots 0..rows-1 and the cache is read in place;
+    else the rows' share of it is gathered.
     """
 
     def __init__(
@@ -115,6 +115,7 @@ class Masked:
         *,
         reach: int,
         group: int,
+        dtype: torch.dtype,
         ordered: bool = False,
     ) -> None:
         self.reach = reach
@@ -122,8 +123,9 @@ class Masked:
         self._rows = slots[:, None]
         self._written = written
         self._ordered = ordered
-        seen = torch.arange(reach, device=slots.device) <= positions[:, None, :, None]
-        self._mask = seen.repeat(1, 1, group, 1)
+        later = torch.arange(reach, device=slots.device) > positions[:, None, :, None]
+        hidden = torch.zeros(later.shape, dtype=dtype, device=slots.device).masked_fill_(later, -torch.inf)
+        self._mask = hidden.repeat(1, 1, group, 1)
 
     def write(self, memory: torch.Tensor, states: torch.Tensor) -> None:
         """As in ``Layout``."""

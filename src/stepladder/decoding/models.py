@@ -170,6 +170,7 @@ class LanguageModel:
             torch.where(real, positions, last + 1),
             reach=reach,
             group=self.shape.group,
+            dtype=self.dtype,
             ordered=ordered,
         )
         return self._run(tokens, positions.clamp(max=last), layout, 0)
@@ -197,7 +198,7 @@ class LanguageModel:
             columns += range(len(tokens) - count, len(tokens))
             counts.append(count)
         read, places, keep = (torch.tensor(part, device=self.device) for part in (tokens, positions, columns or [0]))
-        logits = self._run(read[None], places[None], Packed(spans, self.device), keep)[0]
+        logits = self._run(read[None], places[None], Packed(spans), keep)[0]
         for span in spans:
             self._lengths[span.slot] = span.end
         ends = accumulate(counts)
