@@ -66,9 +66,11 @@ def test_survival_is_the_product_of_rates() -> None:
     assert survival == pytest.approx([rates[0], rates[0] * rates[1], rates[0] * rates[1] * rates[2]])
 
 
-def test_drift_is_followed_within_a_few_hundred_verdicts() -> None:
+def test_drift_is_followed_within_twice_the_memory() -> None:
+    """A drift too slow for the watch on sudden changes."""
     acceptance = told(0.8, 300)
-    told(0.5, 250, seed=3, acceptance=acceptance)
+    for step, alpha in enumerate((0.7, 0.6, 0.5, 0.5, 0.5)):
+        told(alpha, 120, seed=step, acceptance=acceptance)
     assert acceptance.rate(0, 1) == pytest.approx(0.5, abs=0.1)
 
 

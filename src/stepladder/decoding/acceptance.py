@@ -32,7 +32,7 @@ BIN_MEMORY = 4.0
 """Bins of confidence remember this many times longer: a rule that stops early hardly ever looks into the low ones."""
 
 RECENT = 16
-SURPRISE = 7.0
+SURPRISE = 9.0
 """Where the last ``RECENT`` verdicts are less likely under the rate than under their own by this much (in logarithms),
 the text has changed, and what was learned before them is dropped. Easy and hard tokens come in clusters, so the
 measure is divided by how much more the windows of ``RECENT`` verdicts scatter than independent ones would."""

@@ -98,6 +98,9 @@ FEW = 8
 CREDIT = 20.0
 """Most that may be saved up for trials, in tokens' time."""
 
+RESERVE = 0.3
+"""What of it is left alone, in tokens' time: the first trials come when a round's noise still matters."""
+
 LENGTH_GAIN = 0.01
 """Least forecast gain for new lengths of the chain that runs."""
 
@@ -336,6 +339,10 @@ class Planner:
                 read += self._reading(stage, prompt_tokens + draft_tokens, batch)
         return read + pace * max(0.0, output_tokens - self.kept_share() * draft_tokens)
 
+    def acceptance(self, *, greedy: bool = True) -> Acceptance:
+        """What is known of the pairs in a regime."""
+        return self._acceptance[greedy]
+
     def kept_share(self) -> float:
         """Expected share of a climbed draft that is kept."""
         return (self._climbs[0] + KEPT_PRIOR * KEPT_WEIGHT) / (self._climbs[1] + KEPT_WEIGHT)
@@ -463,7 +470,9 @@ class Planner:
         hopeful = [plan for plan in plans[1:] if plan.seconds_per_token < bound and course.open_to(plan.chain)]
         if not hopeful:
             return None
-        dear = replace(ground, steps=self._steps(course, 1.0))
+        nothing = [0.0] * ground.longest
+        laws = {pair: Law(nothing, law.offers) for pair, law in ground.laws.items()}
+        dear = Ground(self._steps(course, 1.0), laws, ground.overhead, ground.longest)
         trials = [(plan, _trial_of(plan, dear, course.tokens + GIVEN_UP)) for plan in hopeful]
         least = course.running.seconds_per_token
 
@@ -478,7 +487,7 @@ class Planner:
     def _affordable(self, course: _Course, trial: _Trial, unread: Mapping[int, int] | None) -> bool:
         """True where the budget bears the round even if nothing that it drafts is kept."""
         cost = trial.cost - course.running.seconds_per_token + self._catching_up(course, trial.plan, unread)
-        return cost <= course.credit
+        return cost + RESERVE * course.running.seconds_per_token <= course.credit
 
     def _catching_up(self, course: _Course, plan: Plan, unread: Mapping[int, int] | None) -> float:
         if not unread:
@@ -764,11 +773,10 @@ class _Host:
 
 
 def _trial_of(plan: Plan, ground: Ground, until: int) -> _Trial:
-    """A burst with short drafts."""
+    """A burst with short drafts, priced on a ground where nothing is kept: a round writes one token."""
     lengths = tuple(min(length, TRIAL_LENGTH) for length in plan.lengths)
     short = priced(plan.chain, lengths, ground)
-    wrote = sum(ground.reach((plan.chain[-2], plan.top))[: lengths[-1] + 1])
-    return _Trial(replace(short, probe=True), BURST, short.seconds_per_token * wrote, until)
+    return _Trial(replace(plan, lengths=lengths, probe=True), BURST, short.seconds_per_token, until)
 
 
 def _law(acceptance: Acceptance, drafter: int, target: int, longest: int, hope: float) -> Law:
