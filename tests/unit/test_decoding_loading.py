@@ -8,6 +8,7 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -466,6 +467,21 @@ def test_control_tokens_come_from_the_template_alone():
     assert tokenizer.decode(tokens) == "a<|end|><|assistant|>b"
     assert tokenizer.encode("<|end|>") == [tokenizer.vocabulary()[letter] for letter in "<|end|>"]
     assert tokenizer.encode("") == []
+
+
+def test_threads_may_share_a_tokenizer():
+    """Whether control tokens are words is kept in the tokenizer itself, so that one call could turn another's."""
+    tokenizer = letters()
+    asked = [{"role": "user", "content": "<|end|> é"}]
+    jobs = [
+        lambda: tokenizer.encode("<|end|>"),
+        lambda: tokenizer.chat(asked),
+        lambda: tokenizer.decode([1, 2, 70, 71]),
+    ]
+    expected = [job() for job in jobs]
+    with ThreadPoolExecutor(6) as pool:
+        for _ in range(200):
+            assert [done.result() for done in [pool.submit(job) for job in jobs]] == expected
 
 
 @given(st.text())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -27,11 +28,12 @@ ENDS = (
 
 
 class Tokenizer:
-    """One model's tokenizer: ``size`` ids, and ``eos``, all those that end an answer."""
+    """One model's tokenizer: ``size`` ids, and ``eos``, all those that end an answer. Threads may share it."""
 
     def __init__(self, tokenizer: Any, *, name: str, eos: Iterable[int] = ()) -> None:
         self.name = name
         self._tokenizer = tokenizer
+        self._lock = threading.Lock()  # whether control tokens are words is kept in the tokenizer and not in the call
         self._vocabulary: dict[str, int] = tokenizer.get_vocab()
         self.size = max(self._vocabulary.values()) + 1
         self._control = sorted(
@@ -51,8 +53,7 @@ class Tokenizer:
 
     def prompt(self, text: str) -> list[int]:
         """Tokens of a text that is to be gone on with: as ``encode``, with what the model's texts begin with."""
-        tokens: list[int] = self._tokenizer.encode(text, add_special_tokens=True, split_special_tokens=True)
-        return tokens
+        return self._encode(text, split_special_tokens=True, add_special_tokens=True)
 
     def chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         """Tokens of a conversation ({"role", "content"} each) as the model was taught it, up to where it answers.
@@ -74,12 +75,16 @@ class Tokenizer:
 
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of tokens, without control tokens; bytes that are no character become U+FFFD."""
-        text: str = self._tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        with self._lock:
+            text: str = self._tokenizer.decode(
+                list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False
+            )
         return text
 
     def text_of(self, token: int) -> str | None:
         """How the vocabulary spells an id; None where there is none."""
-        text: str | None = self._tokenizer.convert_ids_to_tokens(token) if token < self.size else None
+        with self._lock:
+            text: str | None = self._tokenizer.convert_ids_to_tokens(token) if token < self.size else None
         return text
 
     def vocabulary(self) -> Mapping[str, int]:
@@ -92,12 +97,9 @@ class Tokenizer:
                 content = content.replace(text, text[:1] + CUT + text[1:])
         return content
 
-    def _encode(self, text: str, *, split_special_tokens: bool) -> list[int]:
-        if not text:
-            return []
-        tokens: list[int] = self._tokenizer.encode(
-            text, add_special_tokens=False, split_special_tokens=split_special_tokens
-        )
+    def _encode(self, text: str, **how: bool) -> list[int]:
+        with self._lock:
+            tokens: list[int] = self._tokenizer.encode(text, **({"add_special_tokens": False} | how))
         return tokens
 
 
