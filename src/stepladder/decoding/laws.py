@@ -14,6 +14,9 @@ from torch import Tensor
 
 from stepladder.errors import UsageError
 
+COLD = 1e-6
+"""Temperature from which on downwards logits are shifted before they are divided by it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Point:
@@ -122,7 +125,9 @@ class Sampling:
         return [Dense(row) for row in weights.unbind(0)]
 
     def _scaled(self, logits: Tensor) -> Tensor:
-        """Logits over the temperature, the greatest at 0: so the least temperature above 0 gives a law too."""
+        """Logits over the temperature; the greatest at 0 where the quotients might be too large for a float."""
+        if self.temperature > COLD:
+            return logits / self.temperature
         return (logits - logits.amax(-1, keepdim=True)) / max(self.temperature, torch.finfo(logits.dtype).tiny)
 
 

@@ -27,12 +27,12 @@ class SeededOracle:
         """
         if isinstance(law, Point):
             return law.token
-        cumulative = law.weights.to(torch.float64).cumsum(0)
+        cumulative = law.weights.to("cpu", torch.float64).numpy().cumsum()
         mass = float(cumulative[-1])
         if not 0 < mass < float("inf"):
             raise EngineError(f"a token was to be drawn from a law of mass {mass}: the model gave no numbers")
         aim = self._random.random() * mass
-        place = int(torch.searchsorted(cumulative, aim, right=True))
+        place = int(cumulative.searchsorted(aim, side="right"))
         if place < len(cumulative):
             return place
         return int(law.weights.nonzero()[-1])  # the product was rounded up to the whole mass

@@ -1,0 +1,167 @@
+"""Which chain a round runs with, and what a planner hears of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from stepladder.decoding.chain import GIVEN, NGRAM, GivenDraft, ModelDrafter, NgramDrafter, Verifier
+from stepladder.decoding.controller import DEFAULT_LENGTH
+from stepladder.decoding.loading import Loaded
+from stepladder.decoding.planning import LONGEST
+from stepladder.decoding.sequence import Sequence
+from stepladder.decoding.times import StepTimes
+from stepladder.engines.torch_chains import Chains, Shared, Watch, planner_for
+from stepladder.engines.torch_models import Row
+from stepladder.engines.torch_settings import LONGEST_DRAFT, read_settings
+from stepladder.types import Stage
+from torch_fakes import LETTERS, FakeModel
+
+NAMES = ("low", "mid", "top")
+
+
+def shared_of(**options: Any) -> Shared:
+    stages = tuple(Stage(name, "torch", name, options=options if name == "top" else {}) for name in NAMES)
+    models = [FakeModel("", parameters=10**place) for place in range(3)]
+    row = Row(NAMES, tuple(Loaded(model, LETTERS) for model in models), ((), (0,), (0, 1)))  # type: ignore[arg-type]
+    times = StepTimes()
+    for place in range(3):
+        for width in (1, 2, 4, 8, 16):
+            times.observe(place, width, 1, 10.0**place * (1 + 0.05 * width))
+    return Shared(planner_for(read_settings(stages)[-1], row, times))
+
+
+def chains_of(shared: Shared, answer: Sequence | None = None, **settings: Any) -> Chains:
+    ticks = iter(range(10**6))
+    said = {
+        "greedy": True,
+        "rule": "rejection",
+        "contexts": [100] * 3,
+        "vocab": 260,
+        "most": 50,
+        "rows": lambda: 1,
+        "timer": lambda: float(next(ticks)),
+        **settings,
+    }
+    return Chains(top=2, shared=shared, answer=answer or Sequence([1, 2, 3]), **said)
+
+
+def links(top: Verifier) -> list[tuple[type, int, int]]:
+    """(kind, key, length asked of the one below), from the bottom up."""
+    found: list[tuple[type, int, int]] = []
+    level: Any = top
+    while level is not None:
+        found.append((type(level), level.key, getattr(level, "length", 0)))
+        level = getattr(level, "below", None)
+    return found[::-1]
+
+
+def test_what_is_set_is_what_runs() -> None:
+    chains = chains_of(shared_of(speculation=["ngram", "low", "mid"], draft_length=3))
+    assert links(chains.next()) == [(NgramDrafter, NGRAM, 0), (Verifier, 0, 3), (Verifier, 1, 3), (Verifier, 2, 3)]
+    chains = chains_of(shared_of(speculation=["low"], draft_length=LONGEST_DRAFT))
+    assert links(chains.next()) == [(ModelDrafter, 0, 0), (Verifier, 2, LONGEST_DRAFT)]
+    assert links(chains_of(shared_of(speculation="off")).next()) == [(Verifier, 2, 0)]
+    assert LONGEST_DRAFT <= LONGEST
+
+
+def test_a_chain_is_made_once_for_a_plan() -> None:
+    chains = chains_of(shared_of(speculation=["low"], draft_length=3))
+    first = chains.next()
+    chains.ended(2)
+    assert chains.next() is first
+
+
+def test_auto_begins_plainly_and_may_ask_only_who_can_draft() -> None:
+    shared = shared_of()
+    chains = chains_of(shared)
+    assert chains.next().below is None
+    assert shared.planner._eligible(None) == [NGRAM, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("options", "chain", "lengths"),
+    [
+        ({}, (2,), ()),
+        ({"speculation": "off"}, (2,), ()),
+        ({"speculation": ["low", "mid"]}, (0, 1, 2), (DEFAULT_LENGTH,) * 2),
+        ({"speculation": ["ngram"], "draft_length": 7}, (NGRAM, 2), (7,)),
+    ],
+)
+def test_a_settled_chain_follows_nothing_measured(options: Any, chain: Any, lengths: Any) -> None:
+    shared = shared_of(**options)
+    chains = chains_of(shared, settled=True)
+    for _ in range(30):
+        chains.next()
+        assert (chains.plan.chain, chains.plan.lengths) == (chain, lengths)
+        chains.ended(1)
+    assert not shared.planner._courses or all(course.rounds == 0 for course in shared.planner._courses.values())
+
+
+def test_a_climbed_draft_goes_first_for_as_long_as_the_answer_agrees() -> None:
+    answer = Sequence([1, 2, 3])
+    chains = chains_of(shared_of(speculation=["low"], draft_length=2), answer, given=[5, 6, 7])
+    for token in (5, 6):
+        assert isinstance(chains.next().below, GivenDraft)
+        assert chains.climbing
+        chains.ended(1)
+        answer.append(token)
+    answer.append(9)
+    assert isinstance(chains.next().below, ModelDrafter)
+    assert not chains.climbing
+    whole = chains_of(shared_of(), Sequence([1, 5, 6], prompt=1), given=[5, 6])
+    assert whole.next().below is None
+
+
+def test_rounds_over_a_climbed_draft_are_not_told_to_the_planner() -> None:
+    shared = shared_of(speculation=["low"])
+    chains = chains_of(shared, given=[5])
+    chains.next()
+    chains.ended(1)
+    watch = Watch(shared, greedy=True)
+    watch.verified(GIVEN, 2, 3, 2, [1.0] * 3)
+    assert watch.counts == {}
+    assert all(course.rounds == 0 for course in shared.planner._courses.values())
+    watch.verified(0, 2, 3, 2, [0.5] * 3)
+    assert watch.counts == {(0, 2): [3, 2]}
+
+
+@pytest.mark.parametrize(("written", "runs"), [(90, True), (96, True), (97, False), (150, False)])
+def test_a_drafter_without_room_is_left_out(written: int, runs: bool) -> None:
+    answer = Sequence([1] * written)
+    chains = chains_of(shared_of(speculation=["low"], draft_length=3), answer, contexts=[100, 1000, 1000])
+    assert (chains.next().below is not None) == runs
+
+
+def test_what_a_climb_saved_is_never_below_zero() -> None:
+    shared = shared_of(speculation="off")
+    chains = chains_of(shared)
+    assert chains.saved(10, 8, 8) > chains.saved(10, 8, 4) > 0
+    assert chains.saved(10, 8, 0) == 0
+    nothing = Shared(planner_for(read_settings((Stage("top", "torch", "m"),))[0], _alone(), StepTimes()))
+    unknown = Chains(
+        top=0,
+        shared=nothing,
+        answer=Sequence([1]),
+        greedy=True,
+        rule="block",
+        contexts=[9],
+        vocab=9,
+        most=3,
+        rows=lambda: 1,
+        timer=lambda: 0.0,
+    )
+    assert unknown.saved(10, 8, 8) == 0
+
+
+def _alone() -> Row:
+    return Row(("top",), (Loaded(FakeModel(""), LETTERS),), ((),))  # type: ignore[arg-type]
+
+
+def test_a_planner_that_shares_its_times_does_not_learn_them_again() -> None:
+    shared = shared_of()
+    before = shared.planner.times.seconds(2, 1)
+    for _ in range(50):
+        shared.planner.passed(123.0)
+    assert shared.planner.times.seconds(2, 1) == before
