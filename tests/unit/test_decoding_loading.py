@@ -437,6 +437,17 @@ def test_a_model_that_does_not_fit_is_refused_before_it_is_read(folder, monkeypa
             )
 
 
+def test_running_out_of_memory_all_the_same_is_said(folder, monkeypatch):
+    def full(*_args: Any, **_settings: Any) -> Any:
+        raise torch.OutOfMemoryError
+
+    for place in ("stepladder.decoding.loading.LanguageModel", "transformers.AutoModelForCausalLM.from_pretrained"):
+        with monkeypatch.context() as short:
+            short.setattr(place, full)
+            with pytest.raises(EngineError, match=r"'m' needs .* on cpu, which ran out while it was loaded"):
+                load(str(folder), name="m", device="cpu")
+
+
 def test_without_the_extra_the_command_that_installs_it_is_said(monkeypatch):
     for missing in ("transformers", "gguf"):
         with monkeypatch.context() as without:

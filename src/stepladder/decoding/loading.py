@@ -95,11 +95,14 @@ def load(
         )
         memory.require(need, name=name, device=place, probe=probe)
         tokenizer = Tokenizer(found.tokenizer(), name=name, eos=found.ends)
-        network = found.network(kind).to(place)
-        own = None if network.config.model_type in TRIED else own_logits(network)
-        model = LanguageModel(network, name=name, context=positions, slots=slots, chunk=chunk)
-        if own is not None:
-            require_same(model, own)
+        try:
+            network = found.network(kind).to(place)
+            own = None if network.config.model_type in TRIED else own_logits(network)
+            model = LanguageModel(network, name=name, context=positions, slots=slots, chunk=chunk)
+            if own is not None:
+                require_same(model, own)
+        except torch.OutOfMemoryError as error:  # somebody else took what was free
+            raise EngineError(f"model '{name}' needs {need} on {place}, which ran out while it was loaded") from error
     return Loaded(model, tokenizer)
 
 
@@ -179,7 +182,7 @@ def _dtype(dtype: str, device: str, name: str) -> torch.dtype:
 def _told(folder: Path, read: Callable[[], T]) -> T:
     try:
         return read()
-    except StepladderError:
+    except (StepladderError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # transformers lets through whatever a damaged or foreign file leads to
         said = str(error).strip().splitlines() or [""]
