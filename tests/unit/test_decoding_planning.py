@@ -8,7 +8,19 @@ from itertools import accumulate, pairwise, product
 
 import pytest
 
-from decoding_simulator import Run, World, decaying, flat, linear, phases, run_planned, run_static, steady, stepped
+from decoding_simulator import (
+    Run,
+    Text,
+    World,
+    decaying,
+    flat,
+    linear,
+    phases,
+    run_planned,
+    run_static,
+    steady,
+    stepped,
+)
 from stepladder.decoding.acceptance import EDGES, NGRAM, Chances
 from stepladder.decoding.controller import CREDIT, Planner, PlannerSettings
 from stepladder.decoding.planning import Ground, Law, Plan, all_plans, best_plan, fitted, plain_plan, priced
@@ -330,6 +342,23 @@ def test_answers_with_prompts_that_drafters_must_read_first() -> None:
     run_planned(make(1), planner, 600)
     assert not planner.plan(1, unread={0: 2}, remaining=100).plain
     assert planner.plan(1, unread={0: 4000}, remaining=3).plain
+
+
+def test_answers_side_by_side_share_what_is_learned() -> None:
+    make, sizes = CASES["α .8"]
+    world, planner = make(1), Planner(2, without_ngrams(), sizes=sizes)
+    texts, run = [Text(world, planner, 64) for _ in range(4)], Run()
+    for text in texts:
+        text.start(1)
+    held = [planner.plan(1, unread=text.unread()) for text in texts]
+    for turn in range(1600):
+        which = turn % len(texts)
+        text, plan = texts[which], held[which]  # asked for before the others' rounds came in
+        tokens, seconds = text.round(plan, plan.asks, planner.stopping(plan))
+        planner.observe_round(plan, tokens, seconds, reading=text.reading)
+        run.add(plan, tokens, text)
+        held[which] = planner.plan(1, unread=text.unread())
+    assert run.rate(STATED_ROUNDS) >= 0.95 * best_static(make(1), [0])
 
 
 def test_what_it_tells_the_policy() -> None:

@@ -625,7 +625,7 @@ class _Course:
         if foreseen is not None and (plan.plain or not plan.probe):
             self.speeds.setdefault(plan.chain, _Speed()).observe(pace, tokens * foreseen)
         if plan.probe:
-            self._charge(tokens, seconds, reading)
+            self._charge(plan, tokens, seconds, reading)
         elif not plan.plain:
             self._watch(plan, tokens, pace)
 
@@ -635,23 +635,25 @@ class _Course:
         if self.running.seconds_per_token < inf:
             self.credit = min(self.credit, CREDIT * self.running.seconds_per_token)
 
-    def _charge(self, tokens: int, seconds: float, reading: float) -> None:
+    def _charge(self, plan: Plan, tokens: int, seconds: float, reading: float) -> None:
         """Book what a trial round took beyond its tokens' time; what it gained is booked too.
 
-        A round out of all proportion is the machine's doing and not the trial's.
+        A round out of all proportion is the machine's doing and not the trial's. Answers that run side by side may
+        bring rounds of a trial that has ended: they are booked, and count for no other.
         """
+        mine = self.trial if self.trial is not None and self.trial.plan.chain == plan.chain else None
         pace = self.running.seconds_per_token
         if pace < inf:
-            if self.trial is not None:
-                seconds = min(seconds, SPIKE * (self.trial.cost + reading))
+            if mine is not None:
+                seconds = min(seconds, SPIKE * (mine.cost + reading))
             self.lost += seconds - tokens * pace
             self.credit -= seconds - tokens * pace
-        if self.trial is None:
+        if mine is None:
             return
-        self.trial.left -= 1
-        if self.trial.left <= 0:
-            if not self.trial.plan.plain:
-                self.rest(self.trial.plan.chain)
+        mine.left -= 1
+        if mine.left <= 0:
+            if not plan.plain:
+                self.rest(plan.chain)
             self.trial = None
             self.interval, self.look_at = EVERY, self.rounds
 
