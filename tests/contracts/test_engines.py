@@ -12,10 +12,12 @@ import pytest
 
 from gguf_maker import write_gguf
 from openai_server import good, serving
+from stepladder.config import PRESETS
 from stepladder.engines.llama import LlamaEngine
 from stepladder.engines.openai import OpenAIEngine
 from stepladder.engines.replay import ReplayEngine
 from stepladder.engines.scripted import ScriptedEngine
+from stepladder.engines.torch import TorchEngine
 from stepladder.testing.engines import check_engine
 from stepladder.types import (
     Attempt,
@@ -30,6 +32,7 @@ from stepladder.types import (
 )
 
 ASK = Request("r", ({"role": "user", "content": "What is 2+2?"},), params={"max_tokens": 8})
+NANO = PRESETS / "nano"
 LOST = Request("r", ({"role": "user", "content": "Who knows?"},))
 
 
@@ -70,6 +73,16 @@ SPECULATIONS = {
     "saved": Speculation(saved_s=float("nan")),
     "moved": Speculation(moved=1.5),
 }
+
+
+@pytest.mark.parametrize("chain", ["auto", ["ngram", "small"]])
+async def test_torch(chain: Any) -> None:
+    """Over a drafter and alone; a climbed draft is read in both."""
+    can = frozenset({"stream", "logprobs"})
+    small = Stage("small", "torch", str(NANO / "nano-small.gguf"), context=64, capabilities=can)
+    top = replace(small, name="top", model=str(NANO / "nano-medium.gguf"), options={"speculation": chain})
+    too_long = Request("r", ({"role": "user", "content": "x" * 3000},))
+    await check_engine(TorchEngine((small, top), trial_s=0.05), top, ASK, failing=too_long)
 
 
 class Broken(ScriptedEngine):

@@ -13,14 +13,23 @@ from typing import Any
 
 import pytest
 import torch
+from openai import BadRequestError, OpenAI
 
+import stepladder
+from stepladder import config
+from stepladder.build import build
+from stepladder.decoding.gguf_file import GGUFFile
 from stepladder.engines.torch import TorchEngine
 from stepladder.errors import ConfigError, EngineError, MissingExtraError, ModelFileError
+from stepladder.gateway.app import create_app
+from stepladder.gateway.server import running as serving
+from stepladder.traces.sqlite import SqliteTraceStore
 from stepladder.types import Attempt, Delta, Request, Stage, Usage
 from tiny_models import SPECIALS, letters
 from torch_fakes import (
     END,
     LETTERS,
+    NANO,
     FakeModel,
     answers,
     ask,
@@ -422,8 +431,6 @@ async def test_log_probabilities_are_those_of_a_fresh_pass(chain: Any) -> None:
 
 def fresh_logprobs(model: str, prompt: list[int], found: Attempt, tokenizer: Any) -> torch.Tensor:
     """From a model of transformers' own, read in one pass without any cache."""
-    from stepladder.decoding.gguf_file import GGUFFile
-
     network = GGUFFile(Path(model)).network(torch.float32).eval()
     written = tokenizer.encode(found.text)
     tokens = [*prompt, *written, tokenizer.end][: len(prompt) + found.usage.output_tokens]
@@ -826,3 +833,81 @@ async def test_threads(install: Install, monkeypatch: pytest.MonkeyPatch) -> Non
     async with running(stage("top")):
         pass
     assert len(asked) == 2
+
+
+# ── the whole stack ──────────────────────────────────────────────────────────
+
+
+def ladder_of_nano(folder: Path) -> Path:
+    """The embedded ladder's configuration with this engine in the place of the other."""
+    text = (NANO / "ladder.toml").read_text("utf-8")
+    text = text.replace('engine = "llama"', 'engine = "torch"').replace("context = 512", "context = 128")
+    for name in ("nano-small.gguf", "nano-medium.gguf", "nano-large.gguf", "costs.json"):
+        text = text.replace(f'"{name}"', f'"{NANO / name}"')
+    text = text.replace('artifact = "artifact"', f'artifact = "{NANO / "artifact"}"')
+    text = text.replace('name = "large"', 'name = "large"\noptions = { speculation = ["small"], draft_length = 4 }')
+    file = folder / "ladder.toml"
+    file.write_text(text + '\n[gateway]\nport = 0\n\n[traces]\npath = "traces.sqlite3"\n', "utf-8")
+    return file
+
+
+def test_a_ladder_that_climbs_on_drafts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(TorchEngine.__init__.__kwdefaults__, "trial_s", 0.0)
+    question = "What is 12 + 7?"
+    file = ladder_of_nano(tmp_path)
+    with stepladder.load(file, environ={}) as ladder:
+        ladder.start()
+        routed = ladder.ask(question, temperature=0, lam=1000.0, mode="route")
+        assert routed.text.strip() == "19"
+        told = routed.attempt.speculation
+        assert told is not None
+        assert told.chain[-1] == routed.stage
+        climbed = [
+            attempt
+            for text in (question, "What is 31 * 4?", "What is the capital of Italy?")
+            for attempt in ladder.ask(text, temperature=0, lam=100_000.0, mode="cascade").trace.attempts[1:]
+        ]
+        assert climbed
+        large = ladder.ask(question, temperature=0, min_stage="large", max_stage="large", max_tokens=16)
+        assert large.attempt.speculation is not None
+        assert large.attempt.speculation.chain == ("small", "large")
+        (pair,) = large.attempt.speculation.pairs
+        assert (pair.drafter, pair.target) == ("small", "large")
+        assert pair.drafted >= pair.accepted
+    for each in climbed:
+        assert each.speculation is not None
+        assert each.speculation.climbed > 0
+        assert 0 <= each.speculation.kept <= each.speculation.climbed
+        assert each.speculation.saved_s >= 0
+    assert any(each.speculation and each.speculation.kept for each in climbed)
+    store = SqliteTraceStore(tmp_path / "traces.sqlite3")
+    kept = [attempt.speculation for trace in store.read() for attempt in trace.attempts]
+    store.close()
+    assert [each.speculation for each in climbed if each.speculation in kept] == [each.speculation for each in climbed]
+
+    router = build(config.read(file))
+    with (
+        serving(create_app(router, manage_router=True)) as url,
+        OpenAI(base_url=f"{url}/v1", api_key="unused", max_retries=0) as client,
+    ):
+        messages: Any = [{"role": "user", "content": question}]
+        whole = client.chat.completions.create(model="large", messages=messages, temperature=0, max_tokens=16)
+        chunks = client.chat.completions.create(
+            model="large", messages=messages, temperature=0, max_tokens=16, stream=True, logprobs=True
+        )
+        streamed = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+        with pytest.raises(BadRequestError, match="frequency_penalty"):
+            client.chat.completions.create(model="large", messages=messages, frequency_penalty=1)
+        with pytest.raises(BadRequestError, match="context"):
+            client.chat.completions.create(
+                model="large", messages=[{"role": "user", "content": "word " * 300}], temperature=0
+            )
+    assert whole.choices[0].message.content == streamed == large.text
+    assert streamed.strip() == "19"
+
+
+def test_options_that_cannot_be_are_told_of_with_their_key(tmp_path: Path) -> None:
+    file = ladder_of_nano(tmp_path)
+    file.write_text(file.read_text("utf-8").replace('["small"]', '["samll"]'), "utf-8")
+    with pytest.raises(ConfigError, match=r"speculation: 'samll' cannot draft for 'large'; did you mean 'small'"):
+        stepladder.load(file, environ={})

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
 from decoding_enumeration import PROMPT, Tables
 from stepladder.decoding.chain import Emitted, ModelDrafter, NgramDrafter, Run, Verifier
 from stepladder.decoding.decode import decode
 from stepladder.decoding.laws import Sampling
 from stepladder.decoding.oracle import SeededOracle
-from stepladder.decoding.sequence import Sequence
+from stepladder.decoding.sequence import Ask, Sequence
 from stepladder.decoding.verify import RULES
 
 TABLES = Tables(3, 5, seed=2)
@@ -34,13 +37,18 @@ def written(
         return sum(map(len, told)) >= keep_until
 
     run = Run(Sequence(list(PROMPT)), sampling or Sampling(), SeededOracle(most), ends)
-    asking = decode(run, lambda: top, most, keep)
+    why = _why(decode(run, lambda: top, most, keep))
+    return run.answer.tokens[len(PROMPT) :], told, why
+
+
+def _why(asking: Generator[Ask, Tensor, str]) -> str:
     try:
         ask = next(asking)
         while True:
             ask = asking.send(TABLES.answer(ask))
     except StopIteration as stopped:
-        return run.answer.tokens[len(PROMPT) :], told, stopped.value
+        why: str = stopped.value
+        return why
 
 
 @given(
@@ -76,12 +84,7 @@ def test_each_round_may_have_another_chain() -> None:
     chains = iter([Verifier(2), chain([2, 3], "block", False), chain([3, 2], "rejection", True)] * 9)
     run = Run(Sequence(list(PROMPT)), Sampling(0.0), SeededOracle(0))
     asking = decode(run, lambda: next(chains), 20, lambda _: False)
-    ask = next(asking)
-    try:
-        while True:
-            ask = asking.send(TABLES.answer(ask))
-    except StopIteration as stopped:
-        assert stopped.value == "length"
+    assert _why(asking) == "length"
     assert run.answer.tokens[1:] == written(Verifier(2), 20, frozenset(), sampling=Sampling(0.0))[0]
 
 
