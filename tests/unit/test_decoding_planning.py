@@ -361,6 +361,25 @@ def test_answers_side_by_side_share_what_is_learned() -> None:
     assert run.rate(STATED_ROUNDS) >= 0.95 * best_static(make(1), [0])
 
 
+@pytest.mark.parametrize("begins", [0, 400])
+@pytest.mark.parametrize("factor", [2.6, 5.0])
+def test_rounds_that_take_longer_than_their_passes_say_are_found_out(factor: float, begins: int) -> None:
+    """Speculating rounds take ``factor`` times what all forecasts are made of, from the start or from some time on."""
+    make, sizes = CASES["α .8"]
+    world, planner = make(1), Planner(2, without_ngrams(), sizes=sizes)
+    text, spent, wrote = Text(world, planner, 64), list[float](), list[int]()
+    text.start(1)
+    for turn in range(2000):
+        plan = planner.plan(1, unread=text.unread())
+        tokens, seconds = text.round(plan, plan.asks, planner.stopping(plan))
+        seconds *= factor if turn >= begins and not plan.plain else 1.0
+        planner.observe_round(plan, tokens, seconds, reading=text.reading)
+        spent.append(seconds)
+        wrote.append(tokens)
+    assert sum(wrote[begins:]) / sum(spent[begins:]) >= (0.94 if begins else 0.97)
+    assert sum(wrote[-500:]) / sum(spent[-500:]) >= 0.97
+
+
 def test_what_it_tells_the_policy() -> None:
     make, sizes = CASES["α .8"]
     planner = Planner(2, without_ngrams(), sizes=sizes)

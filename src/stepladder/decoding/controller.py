@@ -104,6 +104,12 @@ RESERVE = 0.3
 LENGTH_GAIN = 0.01
 """Least forecast gain for new lengths of the chain that runs."""
 
+HOST_KEEP = 0.97
+"""What a round leaves of the older ones in the measure of time beside passes."""
+
+FIRST_BAN, LONGEST_BAN = 256, 4096
+"""Tokens for which a chain that the guard stopped is not taken up again; doubled each time."""
+
 SPEED_MEMORY = 600.0
 SPEED_PRIOR = 200.0
 PLAIN_PRIOR = 20.0
@@ -236,7 +242,7 @@ class Planner:
         if tokens < 1 or not 0.0 < seconds < inf:
             return
         self._acceptance[greedy].age(tokens)
-        self._host.rounded(seconds, batch)
+        self._host.rounded(plan.chain, seconds, batch)
         course = self._course(plan.top, greedy, batch)
         course.observe(plan, tokens, seconds, reading, self.settings.probe_share)
 
@@ -360,7 +366,7 @@ class Planner:
         key = (top, greedy, rows)
         course = self._courses.get(key)
         if course is None:
-            course = self._courses[key] = _Course(top, greedy, rows)
+            course = self._courses[key] = _Course(top, greedy, rows, self._host)
         return course
 
     def _see_to(self, course: _Course) -> None:
@@ -534,12 +540,12 @@ class _Speed:
         self.foreseen = self.foreseen * keep + foreseen
         self.rounds = self.rounds * keep + 1.0
 
-    def factor(self, prior: float, weight: float) -> float:
-        """Measured over foreseen, held towards ``prior`` by so many rounds."""
+    def factor(self, weight: float) -> float:
+        """Measured over foreseen, held towards 1 by so many rounds."""
         if not self.rounds or self.foreseen <= 0.0:
-            return prior
+            return 1.0
         pull = weight * self.foreseen / self.rounds
-        return (self.measured + pull * prior) / (self.foreseen + pull)
+        return (self.measured + pull) / (self.foreseen + pull)
 
 
 @dataclass(slots=True)
@@ -549,11 +555,13 @@ class _Course:
     top: int
     greedy: bool
     batch: int
+    host: _Host
     running: Plan = field(init=False)
     trial: _Trial | None = None
     rounds: int = 0
     tokens: int = 0
     look_at: int = 0
+    looked_at: int = 0
     plain_at: int = 0
     spent: float = 0.0
     lost: float = 0.0
@@ -565,6 +573,7 @@ class _Course:
     vain: int = 0
     quiet_until: int = 0
     pauses: dict[tuple[int, ...], tuple[int, int]] = field(default_factory=dict)
+    bans: dict[tuple[int, ...], tuple[int, int]] = field(default_factory=dict)
     foreseen: dict[tuple[int, ...], float] = field(default_factory=dict)
     plain_pace: float = inf
     ground: Ground | None = None
@@ -580,12 +589,13 @@ class _Course:
     def looked(self, steady: bool) -> None:
         """Look less often where looking changed nothing."""
         self.interval = min(RAREST, 2 * self.interval) if steady and not self.rival else EVERY
-        self.look_at = self.rounds + self.interval
+        self.look_at, self.looked_at = self.rounds + self.interval, self.rounds
         self.rule = None
 
     def open_to(self, chain: tuple[int, ...]) -> bool:
         """True where a chain may be tried: it does not run and does not rest."""
-        return chain != self.running.chain and self.pauses.get(chain, (0, 0))[0] <= self.tokens
+        until = max(self.pauses.get(chain, (0, 0))[0], self.bans.get(chain, (0, 0))[0])
+        return chain != self.running.chain and until <= self.tokens
 
     def since(self, chain: tuple[int, ...]) -> int:
         """Tokens since a chain was last tried in vain; as if long ago where it never was."""
@@ -608,10 +618,14 @@ class _Course:
         return corrected(plan, self._factor(plan.chain))
 
     def _factor(self, chain: tuple[int, ...]) -> float:
+        """Measured over foreseen: as plain decoding, by its time beside passes, and by what is left after both."""
         plain = self.speeds.get((self.top,))
-        factor = plain.factor(1.0, PLAIN_PRIOR) if plain else 1.0
-        speed = self.speeds.get(chain) if len(chain) > 1 else None
-        return speed.factor(factor, SPEED_PRIOR) if speed else factor
+        factor = plain.factor(PLAIN_PRIOR) if plain else 1.0
+        return factor if len(chain) == 1 else factor * self.host.factor(chain) * self._rest(chain)
+
+    def _rest(self, chain: tuple[int, ...]) -> float:
+        speed = self.speeds.get(chain)
+        return speed.factor(SPEED_PRIOR) if speed else 1.0
 
     def observe(self, plan: Plan, tokens: int, seconds: float, reading: float, share: float) -> None:
         self.rounds += 1
@@ -660,8 +674,12 @@ class _Course:
     def _watch(self, plan: Plan, tokens: int, seconds: float) -> None:
         if plan.chain == self.running.chain and self.plain_pace < inf:
             self.guard.observe(seconds, tokens, self.plain_pace)
+            if self.guard.losing():
+                self.look_at = min(self.look_at, self.looked_at + EVERY)
             if self.guard.alarmed():
                 self.rest(plan.chain)
+                length = min(LONGEST_BAN, max(FIRST_BAN, 2 * self.bans.get(plan.chain, (0, 0))[1]))
+                self.bans[plan.chain] = (self.tokens + length, length)
                 self._switch(Plan((self.top,), (), self.plain_pace, (self.plain_pace,)))
 
     def choose(
@@ -677,7 +695,7 @@ class _Course:
         seem.
         """
         self._choose(plans, ground, margin, doubted)
-        self.foreseen = {self.running.chain: self.running.seconds_per_token / self._factor(self.running.chain)}
+        self.foreseen = {self.running.chain: self.running.seconds_per_token / self._rest(self.running.chain)}
         self.foreseen[self.top,] = plain_plan(self.top, ground).seconds_per_token
 
     def _choose(
@@ -690,7 +708,8 @@ class _Course:
         plain = self.corrected(plain_plan(self.top, ground))
         self.plain_pace = plain.seconds_per_token
         self.running = self._refit(plans, ground)
-        best = min(plans.values(), key=lambda plan: plan.seconds_per_token, default=plain)
+        free = [plan for chain, plan in plans.items() if self.bans.get(chain, (0, 0))[0] <= self.tokens]
+        best = min(free, key=lambda plan: plan.seconds_per_token, default=plain)
         wanted = 1.0 if best.plain else 1.0 - margin
         better = best.seconds_per_token < wanted * self.running.seconds_per_token
         if best.chain == self.running.chain or not better:
@@ -698,7 +717,8 @@ class _Course:
             return
         self.rival_looks = self.rival_looks + 1 if best.chain == self.rival else 1
         self.rival = best.chain
-        if self.rival_looks >= STAYS and (best.plain or self._safe(best, doubted())):
+        clear = best.plain and best.seconds_per_token < (1.0 - margin) * self.running.seconds_per_token
+        if clear or (self.rival_looks >= STAYS and (best.plain or self._safe(best, doubted()))):
             self._switch(best)
 
     def _safe(self, plan: Plan, ground: Ground) -> bool:
@@ -732,6 +752,7 @@ class _Guard:
         self._weight = 0.0
         self._sum = 0.0
         self._squares = 0.0
+        self._latest = 0.0
         self._rounds = 0
 
     def observe(self, seconds: float, tokens: int, pace: float) -> None:
@@ -742,6 +763,11 @@ class _Guard:
         self._sum = self._sum * keep + loss
         self._squares = self._squares * keep + loss * loss
         self._rounds += 1
+        self._latest += (loss - self._latest) / EVERY
+
+    def losing(self) -> bool:
+        """True where the latest rounds lost: time to look, if no reason to act yet."""
+        return self._latest > 0.0
 
     def alarmed(self) -> bool:
         if self._rounds < GUARD_ROUNDS:
@@ -752,26 +778,43 @@ class _Guard:
 
 
 class _Host:
-    """Seconds beside each pass: what rounds took beyond their passes."""
+    """What rounds took beyond their passes: beside each pass in plain decoding, in proportion for each chain.
+
+    Passes are laid to the round that ends next. Where answers run side by side that is right on average.
+    """
 
     def __init__(self) -> None:
-        self._rounds = 0.0
-        self._passes = 0.0
+        self._pending = 0.0
         self._count = 0.0
+        self._beside = [0.0, 0.0]
+        self._chains: dict[tuple[int, ...], list[float]] = {}
 
     def passed(self, seconds: float) -> None:
-        self._passes += seconds
+        self._pending += seconds
         self._count += 1.0
 
-    def rounded(self, seconds: float, batch: int) -> None:
-        keep = 1.0 - 1.0 / SPEED_MEMORY
-        self._rounds = (self._rounds + seconds / batch) * keep
-        self._passes *= keep
-        self._count *= keep
+    def rounded(self, chain: tuple[int, ...], seconds: float, batch: int) -> None:
+        pending, count = self._pending, self._count
+        self._pending = self._count = 0.0
+        if not count:
+            return
+        if len(chain) == 1:
+            told, sums = (seconds / batch - pending, count), self._beside
+        else:
+            told = (seconds / batch, pending + self.overhead() * count)
+            sums = self._chains.setdefault(chain, [0.0, 0.0])
+        for place, amount in enumerate(told):
+            sums[place] = sums[place] * HOST_KEEP + amount
 
     def overhead(self) -> float:
-        """Mean seconds per pass."""
-        return max(0.0, self._rounds - self._passes) / self._count if self._count else 0.0
+        """Mean seconds beside a pass."""
+        total, count = self._beside
+        return max(0.0, total) / count if count else 0.0
+
+    def factor(self, chain: tuple[int, ...]) -> float:
+        """Time of a chain's rounds over what their passes explain; 1 for one that never ran."""
+        measured, explained = self._chains.get(chain, (0.0, 0.0))
+        return max(1.0, measured / explained) if explained > 0.0 else 1.0
 
 
 def _trial_of(plan: Plan, ground: Ground, until: int) -> _Trial:
