@@ -111,7 +111,7 @@ class World:
                 except KeyError:
                     continue
                 laws[drafter, target] = Law(rates, [self.match] * longest if drafter == NGRAM else ())
-        return Ground(steps, laws, self.overhead, longest)
+        return Ground(steps, laws, 0.0, longest, self.overhead)
 
 
 @dataclass(slots=True)

@@ -113,9 +113,8 @@ FIRST_BAN, LONGEST_BAN = 256, 4096
 SPEED_MEMORY = 600.0
 SPEED_PRIOR = 200.0
 PLAIN_PRIOR = 20.0
-"""Rounds over which measured time is compared to the forecast, and rounds that the prior counts for: for plain
-decoding that the forecast is right, for a chain that it errs as plain decoding's does. A chain's rounds write now one
-token, now many, so they take long to tell."""
+"""Rounds over which measured time is compared to the forecast, and rounds that a forecast without error counts for.
+A chain's rounds write now one token, now many, so they take long to tell."""
 
 GUARD_MEMORY = 40.0
 GUARD_ROUNDS = 10
@@ -442,7 +441,13 @@ class Planner:
             for target in range(course.top + 1)
             for drafter in range(NGRAM, target)
         }
-        return Ground(self._steps(course, UNTIMED if hope > 0.0 else 1.0), laws, self._host.overhead(), longest)
+        return Ground(
+            self._steps(course, UNTIMED if hope > 0.0 else 1.0),
+            laws,
+            self._host.overhead(),
+            longest,
+            self._host.beside(),
+        )
 
     def _steps(self, course: _Course, untimed: float) -> dict[int, list[float]]:
         """Seconds of passes of 1 … longest + 2 tokens of every stage up to the top.
@@ -478,7 +483,7 @@ class Planner:
             return None
         nothing = [0.0] * ground.longest
         laws = {pair: Law(nothing, law.offers) for pair, law in ground.laws.items()}
-        dear = Ground(self._steps(course, 1.0), laws, ground.overhead, ground.longest)
+        dear = replace(ground, steps=self._steps(course, 1.0), laws=laws, reaches={})
         trials = [(plan, _trial_of(plan, dear, course.tokens + GIVEN_UP)) for plan in hopeful]
         least = course.running.seconds_per_token
 
@@ -787,6 +792,7 @@ class _Host:
         self._pending = 0.0
         self._count = 0.0
         self._beside = [0.0, 0.0]
+        self._drafted = [0.0, 0.0, 0.0]
         self._chains: dict[tuple[int, ...], list[float]] = {}
 
     def passed(self, seconds: float) -> None:
@@ -801,20 +807,38 @@ class _Host:
         if len(chain) == 1:
             told, sums = (seconds / batch - pending, count), self._beside
         else:
-            told = (seconds / batch, pending + self.overhead() * count)
+            self._drafted = [
+                sums * HOST_KEEP + amount
+                for sums, amount in zip(self._drafted, (seconds / batch - pending, count, 1.0), strict=True)
+            ]
+            told = (seconds / batch, pending + self.overhead() * count + self.beside())
             sums = self._chains.setdefault(chain, [0.0, 0.0])
         for place, amount in enumerate(told):
             sums[place] = sums[place] * HOST_KEEP + amount
 
-    def overhead(self) -> float:
-        """Mean seconds beside a pass."""
+    def _plain(self) -> float:
+        """Seconds beside a round of plain decoding."""
         total, count = self._beside
         return max(0.0, total) / count if count else 0.0
+
+    def overhead(self) -> float:
+        """Seconds beside each pass: what rounds of more passes take more, all of plain decoding's where none were seen.
+
+        At most plain decoding's own: what chains take beyond that is theirs (``factor``).
+        """
+        plain, (total, passes, rounds) = self._plain(), self._drafted
+        if passes <= rounds:
+            return plain
+        return min(plain, max(0.0, (total - plain * rounds) / (passes - rounds)))
+
+    def beside(self) -> float:
+        """Seconds beside each round, whatever its passes."""
+        return self._plain() - self.overhead()
 
     def factor(self, chain: tuple[int, ...]) -> float:
         """Time of a chain's rounds over what their passes explain; 1 for one that never ran."""
         measured, explained = self._chains.get(chain, (0.0, 0.0))
-        return max(1.0, measured / explained) if explained > 0.0 else 1.0
+        return measured / explained if explained > 0.0 else 1.0
 
 
 def _trial_of(plan: Plan, ground: Ground, until: int) -> _Trial:

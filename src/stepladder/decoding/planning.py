@@ -82,13 +82,15 @@ class Ground:
 
     ``steps[stage][w]``: seconds of a pass of w tokens, w up to ``longest`` + 2 (index 0 is not used); stages without a
     row are not planned with. ``laws[drafter, target]``; pairs without one are not planned with. ``overhead``: seconds
-    beside each pass (host time between passes).
+    beside each pass (host time between passes); ``beside``: seconds more for each round of a verifier, plain decoding's
+    too.
     """
 
     steps: Mapping[int, Sequence[float]]
     laws: Mapping[tuple[int, int], Law]
     overhead: float = 0.0
     longest: int = LONGEST
+    beside: float = 0.0
     reaches: dict[tuple[int, int], list[float]] = field(default_factory=dict, compare=False)
 
     def reach(self, pair: tuple[int, int]) -> list[float]:
@@ -131,7 +133,7 @@ def all_plans(top: int, ground: Ground, below: Sequence[int] = ()) -> list[Plan]
 
 def plain_plan(top: int, ground: Ground) -> Plan:
     """One token a pass."""
-    seconds = ground.steps[top][1] + ground.overhead
+    seconds = ground.steps[top][1] + ground.overhead + ground.beside
     return Plan((top,), (), seconds, (seconds,))
 
 
@@ -209,9 +211,9 @@ def _rounds(level: _Level, stage: int, ground: Ground) -> list[float]:
     steps, law = ground.steps[stage], ground.laws[level.chain[-1], stage]
     reach, takes, late = ground.reach((level.chain[-1], stage)), level.takes, level.late
     if not law.offers:
-        fixed = ground.overhead
+        fixed = ground.overhead + ground.beside
         return [fixed + takes[g] + steps[g + 1] + late * reach[g] for g in range(ground.longest + 1)]
-    costs = [steps[1] + ground.overhead]
+    costs = [steps[1] + ground.overhead + ground.beside]
     for g in range(1, ground.longest + 1):
         more = takes[g] - takes[g - 1] + steps[g + 1] - steps[g]
         costs.append(costs[-1] + law.offers[g - 1] * more)
