@@ -274,8 +274,21 @@ async def test_models_with_other_tokens_draft_only_where_nobody_asked_for_it(ins
     with pytest.raises(ConfigError, match=r"token 4.*speculation needs one tokenizer"):
         await engine.start()
     assert threads() == 0
-    with pytest.raises(EngineError, match="was not started"):
-        await attempt(engine, top, ask())
+    found = await attempt(engine, top, ask())  # it tries again, and says so
+    assert found.fault is not None
+    assert found.fault.kind == "crash"
+    assert "one tokenizer" in found.fault.message
+
+
+async def test_the_first_answer_starts_what_was_not_started(install: Install) -> None:
+    install(low=TEXT, top=TEXT)
+    engine = TorchEngine((stage("low"), stage("top")), trial_s=0.0)
+    try:
+        assert read(await attempt(engine, stage("top"), ask())) == TEXT
+    finally:
+        await engine.close()
+    with pytest.raises(EngineError, match="was closed"):
+        await attempt(engine, stage("top"), ask())
 
 
 async def test_a_drafter_no_smaller_than_its_target_is_warned_of(

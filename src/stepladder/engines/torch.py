@@ -74,7 +74,7 @@ class TorchEngine:
         *,
         timer: Callable[[], float] = time.perf_counter,
         new_seed: Callable[[], int] = lambda: secrets.randbits(63),
-        trial_s: float = 3.0,
+        trial_s: float = 1.0,
     ) -> None:
         self._settings = {each.stage.name: each for each in read_settings(stages)}
         self._timer = timer
@@ -106,12 +106,15 @@ class TorchEngine:
         return None if seconds is None else EngineCost(seconds, seconds * stage.gpus)
 
     async def start(self) -> None:
-        """Load the models and time them.
+        """Load the models and time them; where it was not called, the first answer waits for that.
 
         Raises MissingExtraError, ModelFileError or EngineError with the stage's name, or ConfigError where a chain
         joins models whose tokens differ; then nothing is left running.
         """
         self._closed = False
+        await self._started()
+
+    async def _started(self) -> _Running:
         async with self._starting:
             if self._running is None:
                 missing = [name for name in ("torch", "transformers") if find_spec(name) is None]
@@ -121,6 +124,7 @@ class TorchEngine:
                 running = await asyncio.to_thread(self._load)
                 running.worker.start()  # not before: who gives up waiting for the models leaves no thread behind
                 self._running = running
+            return self._running
 
     async def close(self) -> None:
         """End what is at work with a fault (cancelled), end the thread, let go of the models."""
@@ -133,9 +137,16 @@ class TorchEngine:
     async def generate(
         self, request: Request, stage: Stage, draft: Attempt | None = None
     ) -> AsyncGenerator[EngineEvent, None]:
-        """Write one answer. Raises EngineError after ``close`` only, or before ``start``."""
-        running, settings = self._at_work(stage), self._settings[stage.name]
+        """Write one answer, loading the models first if need be. Raises EngineError after ``close`` only."""
+        settings = self._settings[stage.name]
         deadline = Deadline(stage.name, settings.total_s)
+        try:
+            running = self._at_work(stage) if self._running or self._closed else await self._started()
+        except StepladderError as error:
+            if self._closed:
+                raise
+            yield Attempt(stage.name, fault=Fault("crash", str(error)))
+            return
         with ExitStack() as held:
             try:
                 for place in (running.places[stage.name], running.everywhere):
@@ -159,8 +170,7 @@ class TorchEngine:
 
     def _at_work(self, stage: Stage) -> _Running:
         if self._closed or self._running is None:
-            told = "was closed" if self._closed else "was not started"
-            raise EngineError(f"stage '{stage.name}': the engine {told}")
+            raise EngineError(f"stage '{stage.name}': the engine was closed")
         return self._running
 
     async def _events(self, answering: Answering, deadline: Deadline) -> AsyncGenerator[EngineEvent, None]:

@@ -22,7 +22,7 @@ LOG = logging.getLogger("stepladder.engines")
 WIDTHS = (1, 2, 3, 4, 6, 8, 12, 16, 32, 64)
 """Widths that every model is timed at before the first answer, as far as ``TRIAL_S`` goes."""
 
-TRIAL_S = 3.0
+TRIAL_S = 1.0
 TRIALS = 3
 
 
