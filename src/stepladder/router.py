@@ -55,6 +55,9 @@ STEPS_PER_STAGE = 4
 LOT = -1
 """The step that a request's lot is drawn for: none of its real ones."""
 
+REFUSALS = 3
+"""Refusals of log probabilities in a row that are taken for good."""
+
 CHARS_PER_TOKEN_MAX = 16
 """No tokenizer in use packs ordinary text denser than this, so chars / 16 is a safe lower bound on tokens."""
 
@@ -108,8 +111,8 @@ class Router:
 
     def __init__(self, parts: Parts) -> None:
         self.parts = parts
-        self._mute: set[str] = set()
-        """Stages that turned out to refuse requests for log probabilities."""
+        self._refusals: dict[str, int] = {}
+        """How often in a row each stage refused to tell log probabilities and answered without them."""
 
     async def start(self) -> None:
         """Start every engine. The first that cannot raises EngineError or ModelFileError, and none stays started."""
@@ -270,8 +273,8 @@ class Router:
     def _reads_logprobs(self, request: Request, stage: Stage) -> bool:
         """True where the predictor reads log probabilities that the stage can tell and the caller did not ask for."""
         wanted = LOGPROBS in getattr(self.parts.predictor, "reads", ()) and not asks_logprobs(request)
-        able = stage.name not in self._mute and LOGPROBS in self.parts.engines[stage.name].capabilities(stage)
-        return wanted and able
+        able = LOGPROBS in self.parts.engines[stage.name].capabilities(stage)
+        return wanted and able and self._refusals.get(stage.name, 0) < REFUSALS
 
     async def _telling(
         self, request: Request, stage: Stage, draft: Attempt | None
@@ -279,7 +282,7 @@ class Router:
         """Ask with log probabilities, for the predictor: the attempt has them, its wire reply does not.
 
         What we added must not break a request that is good without it. One that is refused is put again as it was, and
-        where it is answered then, the stage is not asked for them any more.
+        where that is answered ``REFUSALS`` times in a row, the stage is not asked for them any more.
         """
         refused = False
         async with aclosing(self._generate(with_logprobs(request), stage, draft)) as events:
@@ -287,15 +290,21 @@ class Router:
                 if not isinstance(event, Attempt):
                     yield event
                 elif not (refused := event.fault is not None and event.fault.kind == "bad_request"):
+                    if event.is_answer:
+                        self._refusals.pop(stage.name, None)
                     yield without_wire_logprobs(event)
         if not refused:
             return
         async with aclosing(self._generate(request, stage, draft)) as events:
             async for event in events:
                 if isinstance(event, Attempt) and event.is_answer:
-                    self._mute.add(stage.name)
-                    LOG.warning("stage '%s' has the capability 'logprobs' but refuses to tell them", stage.name)
+                    self._note_refusal(stage.name)
                 yield event
+
+    def _note_refusal(self, stage: str) -> None:
+        self._refusals[stage] = self._refusals.get(stage, 0) + 1
+        if self._refusals[stage] == REFUSALS:
+            LOG.warning("stage '%s' has the capability 'logprobs' but refuses to tell them", stage)
 
     def _book(self, climb: Climb, stage: Stage, made: Attempt) -> Attempt:
         """Bill an attempt and keep it."""

@@ -22,7 +22,7 @@ from stepladder.errors import AnswerError
 from stepladder.evaluate.replay import differences
 from stepladder.policies.candidates import best_answer, give_up
 from stepladder.policies.greedy import GreedyPolicy
-from stepladder.router import asks_logprobs, with_lam, with_logprobs, without_wire_logprobs
+from stepladder.router import REFUSALS, asks_logprobs, with_lam, with_logprobs, without_wire_logprobs
 from stepladder.testing import make_request
 from stepladder.traces.codec import decode, encode
 from stepladder.types import (
@@ -254,13 +254,26 @@ async def test_a_refusal_of_what_we_added_is_put_right_and_remembered(caplog: py
     async with behind(refuses, Reader()) as (found, server):
         found.router.parts = replace(found.router.parts, policies={"route": Promises(final=False)})
         with caplog.at_level(logging.WARNING, "stepladder.router"):
-            for _ in range(2):
+            for _ in range(REFUSALS + 1):
                 answer = await found.router.answer(make_request())
                 assert (answer.text, answer.attempt.logprobs) == ("four", None)
                 assert len(answer.trace.attempts) == 1
-        assert [body.get("logprobs") for body in server.bodies] == [True, None, None]
+        assert [body.get("logprobs") for body in server.bodies] == [*[True, None] * REFUSALS, None]
         (told,) = caplog.messages
         assert "stage 'small'" in told
+
+
+async def test_refusals_that_pass_are_forgotten() -> None:
+    refusing = iter([True, True, False, True, True, False])
+
+    async def moody(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        return await (refuses if body.get("logprobs") and next(refusing) else tells)(request, body)
+
+    async with behind(moody, Reader()) as (found, server):
+        found.router.parts = replace(found.router.parts, policies={"route": Promises(final=False)})
+        for _ in range(6):
+            await found.router.answer(make_request())
+        assert sum(body.get("logprobs") is True for body in server.bodies) == 6
 
 
 async def test_a_request_that_is_wrong_by_itself_says_nothing_of_log_probabilities() -> None:
