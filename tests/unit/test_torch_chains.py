@@ -77,7 +77,7 @@ def test_auto_begins_plainly_and_may_ask_only_who_can_draft() -> None:
     shared = shared_of()
     chains = chains_of(shared)
     assert chains.next().below is None
-    assert shared.planner._eligible(None) == [NGRAM, 0, 1]
+    assert shared.planner._eligible(shared.planner._course(2, True, 1)) == [NGRAM, 0, 1]
 
 
 @pytest.mark.parametrize(

@@ -309,8 +309,12 @@ class Planner:
             widening=[above[k + 2] - above[k + 1] for k in range(plan.cap)],
             draft=ground.steps[drafter][1] + ground.overhead,
             rate=1.0 / plan.paces[1],
-            peaks=greedy,
         )
+
+    def settled(self, top: int) -> Plan:
+        """A plan that depends on nothing measured: the chain that was set, or plain decoding."""
+        below = tuple(stage for stage in self.settings.chain if stage < top) if self.settings.mode == "chain" else ()
+        return Plan((*below, top), self.settings.lengths[: len(below)] or (DEFAULT_LENGTH,) * len(below))
 
     # ── what it will cost ────────────────────────────────────────────────────
 
@@ -338,10 +342,10 @@ class Planner:
         pace = self.seconds_per_token(top, batch, greedy=greedy)
         if pace is None:
             return None
-        read = self._reading(top, prompt_tokens + draft_tokens, batch)
+        read = self.reading(top, prompt_tokens + draft_tokens, batch)
         for stage in self._course(top, greedy, batch).running.chain[:-1]:
             if stage != NGRAM:
-                read += self._reading(stage, prompt_tokens + draft_tokens, batch)
+                read += self.reading(stage, prompt_tokens + draft_tokens, batch)
         return read + pace * max(0.0, output_tokens - self.kept_share() * draft_tokens)
 
     def acceptance(self, *, greedy: bool = True) -> Acceptance:
@@ -352,7 +356,7 @@ class Planner:
         """Expected share of a climbed draft that is kept."""
         return (self._climbs[0] + KEPT_PRIOR * KEPT_WEIGHT) / (self._climbs[1] + KEPT_WEIGHT)
 
-    def _reading(self, stage: int, tokens: int, batch: int) -> float:
+    def reading(self, stage: int, tokens: int, batch: int) -> float:
         """Seconds to read so many tokens in chunks; nothing for a stage that was never timed."""
         whole, rest = divmod(max(0, tokens), CHUNK)
         seconds = whole * (self.times.seconds(stage, CHUNK, batch) or 0.0) if whole else 0.0
@@ -504,14 +508,14 @@ class Planner:
         if not unread:
             return 0.0
         return sum(
-            self._reading(stage, unread[stage], course.batch) or self._guessed_reading(stage, unread, course)
+            self.reading(stage, unread[stage], course.batch) or self._guessed_reading(stage, unread, course)
             for stage in plan.chain[:-1]
             if unread.get(stage, 0) > FEW
         )
 
     def _guessed_reading(self, stage: int, unread: Mapping[int, int], course: _Course) -> float:
         """As long as the answering stage would read, by the stages' sizes."""
-        return self._share(stage, course.top, 1.0) * self._reading(course.top, unread[stage], course.batch)
+        return self._share(stage, course.top, 1.0) * self.reading(course.top, unread[stage], course.batch)
 
     def _pays(self, course: _Course, unread: Mapping[int, int] | None, remaining: int | None) -> bool:
         """True where what the chain saves on the rest of this answer outweighs its drafters' reading."""

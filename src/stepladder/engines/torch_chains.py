@@ -5,10 +5,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from math import inf
+from typing import Literal
 
 from stepladder.decoding.chain import GIVEN, NGRAM, GivenDraft, Level, ModelDrafter, NgramDrafter, Verifier
-from stepladder.decoding.controller import DEFAULT_LENGTH, Planner, PlannerSettings
+from stepladder.decoding.controller import FEW, Planner, PlannerSettings
 from stepladder.decoding.deferral import Deferral
 from stepladder.decoding.planning import LONGEST, Plan
 from stepladder.decoding.sequence import Sequence as Answer
@@ -22,6 +23,8 @@ from stepladder.engines.torch_settings import Settings
 LOGITS_MAX = 2**24
 """Numbers in the logits of one pass over a climbed draft: 64 MB of float32."""
 
+SOME_S = 1e-6
+
 
 @dataclass(slots=True)
 class Shared:
@@ -30,33 +33,11 @@ class Shared:
     All stages of an engine have one ``lock``, for their planners read the same step times.
     """
 
-    planner: StagePlanner
+    planner: Planner
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
-class StagePlanner(Planner):
-    """A planner of a stage that only some of the models below it can draft for, and that shares its step times."""
-
-    def __init__(self, able: Sequence[int], *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._able = list(able)
-
-    def passed(self, seconds: float) -> None:
-        """A pass for this stage's answers took so many seconds; its times were told by whoever owns them."""
-        self._host.passed(seconds)
-
-    def settled(self, top: int) -> Plan:
-        """A plan that depends on nothing measured: the chain that was set, or plain decoding."""
-        if self.settings.mode != "chain":
-            return Plan((top,))
-        chain = self.settings.chain
-        return Plan(chain, self.settings.lengths or (DEFAULT_LENGTH,) * (len(chain) - 1))
-
-    def _eligible(self, course: Any) -> list[int]:
-        return [NGRAM, *self._able] if self.settings.ngram else self._able
-
-
-def planner_for(settings: Settings, row: Row, times: StepTimes) -> StagePlanner:
+def planner_for(settings: Settings, row: Row, times: StepTimes) -> Planner:
     """The planner that a stage's options ask for; step times are shared by all stages."""
     top = row.index(settings.stage.name)
     fixed: Literal["fixed", "marginal"] = "marginal" if settings.length is None else "fixed"
@@ -69,7 +50,7 @@ def planner_for(settings: Settings, row: Row, times: StepTimes) -> StagePlanner:
         lengths = (settings.length,) * len(settings.chain) if settings.length else ()
         asked = PlannerSettings(mode="chain", chain=chain, lengths=lengths, stopping=fixed)
     sizes = [model.parameters for model in row.models]
-    return StagePlanner(row.below[top], len(row.models), asked, sizes=sizes, times=times)
+    return Planner(len(row.models), asked, sizes=sizes, times=times, able=row.below[top])
 
 
 class Watch(Tally):
@@ -118,6 +99,7 @@ class Chains:
     _ngram: NgramDrafter = field(init=False)
     _given: GivenDraft = field(init=False)
     _began: float = field(init=False, default=0.0)
+    _before: dict[int, int] = field(init=False, default_factory=dict)
     _made: tuple[Plan | None, Verifier | None] = field(init=False, default=(None, None))
 
     def __post_init__(self) -> None:
@@ -127,7 +109,7 @@ class Chains:
 
     def next(self) -> Verifier:
         """The chain for the next round: a climbed draft goes first for as long as the answer agrees with it."""
-        self._began = self.timer()
+        self._began, self._before = self.timer(), self._unread()
         self.climbing = self._agrees()
         if self.climbing:
             length = max(16, LOGITS_MAX // max(1, self.vocab))
@@ -149,17 +131,32 @@ class Chains:
             return self.shared.planner.settled(self.top)
         with self.shared.lock:
             return self.shared.planner.plan(
-                self.top, greedy=self.greedy, batch=self.rows(), unread=self._unread(), remaining=self._left()
+                self.top, greedy=self.greedy, batch=self.rows(), unread=self._before, remaining=self._left()
             )
 
     def ended(self, tokens: int) -> None:
         """The round wrote so many tokens; the planner hears of it, but for rounds over a climbed draft."""
         if self.climbing or self.settled:
             return
+        seconds, rows = self.timer() - self._began, self.rows()
         with self.shared.lock:
+            seconds, reading = self._without_prompt(tokens, seconds, rows)
             self.shared.planner.observe_round(
-                self.plan, tokens, self.timer() - self._began, greedy=self.greedy, batch=self.rows()
+                self.plan, tokens, seconds, greedy=self.greedy, batch=rows, reading=reading
             )
+
+    def _without_prompt(self, tokens: int, seconds: float, rows: int) -> tuple[float, float]:
+        """The round's seconds without the answering stage's reading of the prompt, and the drafters' part of them.
+
+        A round in which a stage read more than a few tokens says nothing of the pace, so what it took beyond the pace
+        that the plan foresees is taken for reading.
+        """
+        unread = {stage: self._before.get(stage, 0) for stage in self.plan.chain if stage != NGRAM}
+        if max(unread.values()) <= FEW:
+            return seconds, 0.0
+        own = self.shared.planner.reading(self.top, unread[self.top], rows) if unread[self.top] > FEW else 0.0
+        left, pace = max(seconds - own, SOME_S), self.plan.seconds_per_token
+        return left, max(0.0, left - tokens * pace) if pace < inf else left
 
     def saved(self, prompt: int, drafted: int, kept: int) -> float:
         """Seconds that a climbed draft saved: writing those kept, less reading all of them; 0 where that is a loss."""
@@ -181,7 +178,7 @@ class Chains:
 
     def _unread(self) -> dict[int, int]:
         length = len(self.answer.tokens)
-        return {stage: length - self.answer.read.get(stage, 0) for stage in range(self.top)}
+        return {stage: length - self.answer.read.get(stage, 0) for stage in range(self.top + 1)}
 
     def _fits(self, plan: Plan) -> bool:
         """True where every drafter has room for what is written, what it may draft and the token behind."""
