@@ -291,6 +291,36 @@ async def test_the_first_answer_starts_what_was_not_started(install: Install) ->
         await attempt(engine, stage("top"), ask())
 
 
+async def test_a_first_answer_whose_model_cannot_be_loaded_is_a_failed_attempt(
+    install: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever loading raises; and the next answer tries again."""
+    models = install(top=TEXT)
+    engine, top = TorchEngine((stage("top"),), trial_s=0.0), stage("top")
+    models["top"].fail = RuntimeError("no memory is left")
+    found = await attempt(engine, top, ask())
+    assert found.fault is not None
+    assert found.fault.kind == "crash"
+    assert "'top' cannot be loaded: RuntimeError: no memory is left" in found.fault.message
+    assert read(await attempt(engine, top, ask())) == TEXT
+    await engine.close()
+
+
+async def test_close_while_a_first_answer_waits_for_its_model(install: Install) -> None:
+    models = install(top=TEXT)
+    engine, top = TorchEngine((stage("top"),), trial_s=0.0), stage("top")
+    models["top"].gate.clear()
+    asked = asyncio.create_task(attempt(engine, top, ask()))
+    await asyncio.sleep(0.05)
+    closing = asyncio.create_task(engine.close())
+    await asyncio.sleep(0.05)
+    models["top"].gate.set()
+    found = (await asyncio.gather(asked, closing, return_exceptions=True))[0]
+    closed = isinstance(found, EngineError) or (isinstance(found, Attempt) and found.fault is not None)
+    assert closed, found
+    assert threads() == 0
+
+
 async def test_a_drafter_no_smaller_than_its_target_is_warned_of(
     install: Install, caplog: pytest.LogCaptureFixture
 ) -> None:

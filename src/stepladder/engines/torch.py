@@ -142,10 +142,11 @@ class TorchEngine:
         deadline = Deadline(stage.name, settings.total_s)
         try:
             running = self._at_work(stage) if self._running or self._closed else await self._started()
-        except StepladderError as error:
+        except Exception as error:
             if self._closed:
-                raise
-            yield Attempt(stage.name, fault=Fault("crash", str(error)))
+                raise EngineError(f"stage '{stage.name}': the engine was closed") from error
+            told = str(error) if isinstance(error, StepladderError) else f"{type(error).__name__}: {error}"
+            yield Attempt(stage.name, fault=Fault("crash", f"stage '{stage.name}' cannot be loaded: {told}"))
             return
         with ExitStack() as held:
             try:
