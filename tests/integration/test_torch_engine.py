@@ -7,6 +7,7 @@ import logging
 import math
 import threading
 import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -235,6 +236,33 @@ async def test_a_greedy_text_is_the_same_under_every_chain(
         assert {(pair.drafter, pair.target) for pair in told.pairs} >= {(chain[-1], "top")}
     for pair in told.pairs:
         assert 0 <= pair.accepted <= pair.drafted
+
+
+def hashing(wrong: int = 0) -> Callable[[Any], int]:
+    """Says what depends on every token that stands in its row; ``wrong`` times in ten something else."""
+
+    def say(tokens: Any) -> int:
+        number = zlib.crc32(bytes(token % 256 for token in tokens))
+        return codes("abcdefgh")[(number // 10 + (number % 10 < wrong)) % 8]
+
+    return say
+
+
+@pytest.mark.parametrize("chain", [["low"], ["low", "mid"], ["ngram", "low"], ["ngram", "low", "mid"], "auto"])
+async def test_what_is_written_follows_from_every_token_read(install: Install, chain: Any) -> None:
+    """A row in which one token of a draft that was taken back still stands leads to another text."""
+    install(
+        low=FakeModel(hashing(4)), mid=FakeModel(hashing(2), parameters=200), top=FakeModel(hashing(), parameters=300)
+    )
+    alone, top = stage("top", speculation="off"), stage("top", speculation=chain)
+    questions = [f"question {number}" for number in range(6)]
+    async with running(stage("low"), stage("mid"), alone) as engine:
+        own = [read(await attempt(engine, alone, ask(text, max_tokens=60))) for text in questions]
+    async with running(stage("low"), stage("mid"), top) as engine:
+        many = await asyncio.gather(*(attempt(engine, top, ask(text, max_tokens=60)) for text in questions))
+        climbed = await attempt(engine, top, ask(questions[0], max_tokens=60), lower(own[0][:20] + "xyz", "length"))
+    assert [read(each) for each in many] == own
+    assert read(climbed) == own[0]
 
 
 async def test_a_drafter_of_its_own(install: Install) -> None:
