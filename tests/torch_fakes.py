@@ -36,7 +36,7 @@ def codes(text: str) -> list[int]:
 
 
 def answers(text: str, *, end: bool = True) -> Say:
-    """Says this text behind the last place where the assistant is to speak, then the end."""
+    """Says this text behind the last place where the assistant is to speak, then the end, and then all that again."""
     told = [*codes(text), *([END] if end else [])]
 
     def say(tokens: Sequence[int]) -> int:
@@ -44,7 +44,7 @@ def answers(text: str, *, end: bool = True) -> Say:
             return END
         began = len(tokens) - 1 - list(reversed(tokens)).index(ASSISTANT)
         place = len(tokens) - 1 - began
-        return told[place] if place < len(told) else (END if end else told[place % len(told)])
+        return told[place % len(told)]
 
     return say
 

@@ -31,6 +31,7 @@ from torch_fakes import (
     END,
     LETTERS,
     NANO,
+    VOCAB,
     FakeModel,
     answers,
     ask,
@@ -347,6 +348,20 @@ async def test_close_while_a_first_answer_waits_for_its_model(install: Install) 
     closed = isinstance(found, EngineError) or (isinstance(found, Attempt) and found.fault is not None)
     assert closed, found
     assert threads() == 0
+
+
+@pytest.mark.parametrize(("low", "top"), [(0, 40), (40, 0), (10, 40)])
+async def test_models_whose_logits_are_padded_differently_are_cut_to_the_same(
+    install: Install, low: int, top: int
+) -> None:
+    models = install(
+        low=FakeModel(TEXT.replace("lazy", "busy"), vocab=VOCAB + low, sure=6.0),
+        top=FakeModel(TEXT, vocab=VOCAB + top, parameters=200),
+    )
+    below, above = chained()
+    async with running(below, above) as engine:
+        assert {model.vocab for model in models.values()} == {VOCAB + min(low, top)}
+        assert read(await attempt(engine, above, ask(temperature=1))) == TEXT
 
 
 async def test_a_drafter_no_smaller_than_its_target_is_warned_of(
