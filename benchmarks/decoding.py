@@ -115,7 +115,6 @@ def answer(
         contexts=[each.context for each in row.models],
         vocab=row.models[arm.top].vocab,
         most=most,
-        rows=lambda: 1,
         timer=time.perf_counter,
         given=given,
     )
@@ -127,11 +126,11 @@ def answer(
         arm.chains[chains.plan.chain] += len(wrote)
         return False
 
-    batch = Batch(row.models, timer=time.perf_counter, on_pass=arm.planner.observe_pass)
+    batch = Batch(row.models, timer=time.perf_counter, on_pass=arm.planner.times.observe)
     run = Run(tokens, sampling, SeededOracle(seed), tokenizer.eos, watch)
     arm.forecasts.append(arm.planner.seconds_per_token(arm.top, greedy=sampling.greedy))
     began = time.perf_counter()
-    job = Job(decode(run, chains.next, most, keep), tokens)
+    job = Job(decode(run, chains.next, most, keep), tokens, told=chains.passed)
     batch.add(job)
     while batch.jobs:
         batch.step()

@@ -107,7 +107,7 @@ class FakeModel:
         row = self.rows[feed.slot]
         assert 0 <= feed.start <= len(row), "a hole in the cache"
         assert feed.tokens
-        assert 0 < feed.want <= len(feed.tokens)
+        assert 0 <= feed.want <= len(feed.tokens)
         row[feed.start :] = feed.tokens
         assert len(row) <= self.context, "beyond the context"
         assert max(row) < self.vocab

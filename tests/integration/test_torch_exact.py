@@ -337,7 +337,6 @@ class Asked:
                 contexts=[128] * 3,
                 vocab=self.ladder[-1].model.vocab,
                 most=self.most,
-                rows=lambda: 1,
                 timer=lambda: float(next(ticks)),
             )
 

@@ -40,7 +40,6 @@ def chains_of(shared: Shared, answer: Sequence | None = None, **settings: Any) -
         "contexts": [100] * 3,
         "vocab": 260,
         "most": 50,
-        "rows": lambda: 1,
         "timer": lambda: float(next(ticks)),
         **settings,
     }
@@ -149,7 +148,6 @@ def test_what_a_climb_saved_is_never_below_zero() -> None:
         contexts=[9],
         vocab=9,
         most=3,
-        rows=lambda: 1,
         timer=lambda: 0.0,
     )
     assert unknown.saved(10, 8, 8) == 0

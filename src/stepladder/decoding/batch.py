@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from collections.abc import Sequence as Row
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -23,16 +22,32 @@ class Reader(Protocol):
 
 
 OnPass = Callable[[int, int, int, float], None]
-"""(stage, tokens read by the widest row, rows, seconds)"""
+"""(stage, tokens read by each row, rows, seconds); told only of passes whose rows are about as wide as each other"""
+
+CHUNK = 512
+"""Tokens of one answer that are read in one pass: others, and an end, wait no longer than that."""
+
+ALIKE = 2
+"""Times that the widest row of a pass may be as wide as the narrowest, for the pass to say how long such rows take."""
+
+
+@dataclass(frozen=True, slots=True)
+class Took:
+    """What a pass was to one of its answers: ``read`` tokens for ``want`` logits beside ``rows`` − 1 others."""
+
+    stage: int
+    read: int
+    want: int
+    rows: int
+    seconds: float
 
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """One answer at work: its generator, and what it waits for.
+    """One answer at work: its generator, and what it waits for since when.
 
     ``result`` is what the generator returned, ``error`` what ended it otherwise; both None while it runs. ``passes``
-    counts the passes it took part in, by stage, ``waited`` those that went to others since it asked. ``owner`` is
-    whatever the caller knows it by.
+    counts the passes it took part in, by stage; ``told`` hears of each.
     """
 
     asking: Generator[Ask, Tensor, Any]
@@ -41,8 +56,8 @@ class Job:
     result: Any = None
     error: BaseException | None = None
     passes: dict[int, int] = field(default_factory=dict)
-    owner: str = ""
-    waited: int = 0
+    told: Callable[[Took], None] | None = None
+    since: float = 0.0
 
     @property
     def is_over(self) -> bool:
@@ -50,22 +65,29 @@ class Job:
         return self.ask is None
 
 
-PATIENCE = 16
-"""Passes of lower stages that an answer waits through: about a longest draft of all others."""
-
-
 class Batch:
     """Answers at work over ``models``. A pass goes to the lowest stage that anybody waits for.
 
-    So drafters finish before anybody verifies, and the verifications of all answers share a pass. An answer that has
-    waited through ``PATIENCE`` passes goes first, so that a busy lower stage does not keep a higher one from work. Not
-    safe for more than one thread. ``on_pass`` is told of every pass; ``timer`` gives monotonic seconds.
+    So drafters finish before anybody verifies, and the verifications of all answers share a pass. But who has waited
+    for longer than a pass of its stage takes goes first: a busy lower stage leaves a higher one half of the time. Not
+    safe for more than one thread. ``on_pass`` is told of passes; ``timer`` gives monotonic seconds. A pass reads at
+    most ``chunk`` tokens of an answer. ``usual`` are seconds of a pass by stage, where known before the first.
     """
 
-    def __init__(self, models: Row[Reader], *, timer: Callable[[], float], on_pass: OnPass | None = None) -> None:
+    def __init__(
+        self,
+        models: Row[Reader],
+        *,
+        timer: Callable[[], float],
+        on_pass: OnPass | None = None,
+        chunk: int = CHUNK,
+        usual: Mapping[int, float] | None = None,
+    ) -> None:
         self._models = models
         self._timer = timer
         self._on_pass = on_pass
+        self._chunk = chunk
+        self._lasts = dict(usual or {})
         self.jobs: list[Job] = []
 
     def add(self, job: Job) -> None:
@@ -89,10 +111,8 @@ class Batch:
         waiting = [job for job in self.jobs if job.ask is not None]
         if not waiting:
             return self._ended()
-        stage = _next_stage(waiting)
+        stage = self._next_stage(waiting)
         served = [job for job in waiting if job.ask is not None and job.ask.stage == stage]
-        for job in waiting:
-            job.waited = 0 if job in served else job.waited + 1
         try:
             logits = self._pass(stage, served)
         except Exception as error:  # noqa: BLE001 - whatever a model raises ends the answers in the pass, not the engine
@@ -100,33 +120,52 @@ class Batch:
                 job.error, job.ask = error, None
             return self._ended()
         for job, told in zip(served, logits, strict=True):
-            self._advance(job, told)
+            if job.ask is not None and job.answer.read[stage] == len(job.answer.tokens):
+                self._advance(job, told)
+            else:
+                job.since = self._timer()
         return self._ended()
 
-    def owners(self, stage: int) -> dict[str, int]:
-        """Whose answers wait for a stage, and how many: within ``on_pass``, those that the pass was for."""
-        return Counter(job.owner for job in self.jobs if job.ask is not None and job.ask.stage == stage)
+    def _next_stage(self, waiting: list[Job]) -> int:
+        """The lowest stage that is asked, or that of whoever waits for longest beyond a pass of its own."""
+        now = self._timer()
+        beyond = [
+            (now - job.since - self._lasts.get(job.ask.stage, 0.0), job.ask.stage)
+            for job in waiting
+            if job.ask is not None
+        ]
+        longest, stage = max(beyond, key=lambda each: (each[0], -each[1]))
+        return stage if longest > 0 else min(stage for _, stage in beyond)
 
     def _pass(self, stage: int, served: list[Job]) -> list[Tensor]:
         feeds = [self._feed(stage, job) for job in served]
         started = self._timer()
         logits = self._models[stage].forward(feeds)
-        if self._on_pass is not None:
-            widest = max(len(feed.tokens) for feed in feeds)
-            self._on_pass(stage, widest, len(feeds), self._timer() - started)
-        for job in served:
-            job.answer.read[stage] = len(job.answer.tokens)
+        seconds = self._timer() - started
+        self._lasts[stage] = seconds
+        widths = [len(feed.tokens) for feed in feeds]
+        if self._on_pass is not None and max(widths) <= ALIKE * min(widths):
+            self._on_pass(stage, max(widths), len(feeds), seconds)
+        for job, feed in zip(served, feeds, strict=True):
+            job.answer.read[stage] = feed.start + len(feed.tokens)
             job.passes[stage] = job.passes.get(stage, 0) + 1
+            if job.told is not None:
+                job.told(Took(stage, len(feed.tokens), feed.want, len(feeds), seconds))
         return logits
 
     def _feed(self, stage: int, job: Job) -> Feed:
+        """What the answer asks for, or the next chunk of what has to be read before."""
         assert job.ask is not None  # noqa: S101 - only those that wait are served
         answer, start = job.answer, job.ask.start
         if stage not in answer.slots:
             answer.slots[stage] = self._models[stage].open()
-        return Feed(answer.slots[stage], start, answer.tokens[start:], job.ask.want)
+        tokens, want = answer.tokens[start:], job.ask.want
+        if len(tokens) > max(self._chunk, want):
+            tokens, want = tokens[: min(self._chunk, len(tokens) - want)], 0
+        return Feed(answer.slots[stage], start, tokens, want)
 
     def _advance(self, job: Job, logits: Tensor | None) -> None:
+        job.since = self._timer()
         try:
             job.ask = next(job.asking) if logits is None else job.asking.send(logits)
         except StopIteration as stopped:
@@ -146,10 +185,3 @@ class Batch:
             self._models[stage].close(slot)
         job.answer.slots.clear()
         job.answer.read.clear()
-
-
-def _next_stage(waiting: list[Job]) -> int:
-    longest = max(waiting, key=lambda job: job.waited)
-    if longest.waited >= PATIENCE and longest.ask is not None:
-        return longest.ask.stage
-    return min(job.ask.stage for job in waiting if job.ask is not None)

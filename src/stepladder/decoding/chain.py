@@ -38,7 +38,7 @@ GIVEN = -2
 class Emitted:
     """A token, and the law that it was drawn from, given all tokens before it.
 
-    ``logits`` are the stage's own, shape (vocabulary,); None for tokens that no model wrote. ``plain`` is the law at
+    ``logits`` are the verifying stage's own, shape (vocabulary,), where the run tells them. ``plain`` is the law at
     temperature 1, where deferral asks for it. ``confidence`` is the greatest probability of a drafter's law at
     temperature 1: how sure it was before the token was drawn.
     """
@@ -55,13 +55,17 @@ Asking = Generator[Ask, Tensor, list[Emitted]]
 
 @dataclass(slots=True)
 class Run:
-    """What one answer is decoded with. ``ends`` are the tokens that end it."""
+    """What one answer is decoded with.
+
+    ``ends`` are the tokens that end it. Where ``tells``, emitted tokens keep their logits.
+    """
 
     answer: Answer
     sampling: Sampling
     oracle: Oracle
     ends: frozenset[int] = frozenset()
     observer: Observer = field(default_factory=Observer)
+    tells: bool = False
 
 
 class Level(Protocol):
@@ -98,13 +102,14 @@ class ModelDrafter:
         out: list[Emitted] = []
         while len(out) < most:
             logits = yield Ask(self.key, run.answer, 1)
-            law, plain = run.sampling.laws(logits)[0], plain_laws(logits)[0]
+            law = run.sampling.laws(logits)[0]
+            plain = law if run.sampling.plain else plain_laws(logits)[0]
             confidence = peak(plain)
             if out and self.stopping is not None and self.stopping.before(len(out), confidence):
                 break
             token = run.oracle.draw(law)
             run.answer.append(token)
-            out.append(Emitted(token, law, logits[0], plain, confidence))
+            out.append(Emitted(token, law, None, plain, confidence))
             if token in run.ends:
                 break
             if self.stopping is not None and self.stopping.after(len(out), confidence):
@@ -221,7 +226,7 @@ class Verifier:
         logits = yield Ask(self.key, answer, len(drafts) + 1)
         ended = bool(drafts) and drafts[-1].token in run.ends
         bonus = not ended and not (self.deferral and drafts)
-        own, plain = self._laws(run, logits[: len(drafts) + bonus], drafts)
+        own, plain, moved = self._laws(run, logits[: len(drafts) + bonus], drafts)
         verdict = self.rule(own, [each.law for each in drafts], [each.token for each in drafts], run.oracle)
         tokens = [each.token for each in drafts[: verdict.accepted]]
         answer.truncate(start + verdict.accepted)
@@ -230,9 +235,13 @@ class Verifier:
             tokens.append(verdict.token)
         if self.below is not None and asked:
             confidences = [each.confidence for each in drafts]
-            run.observer.verified(self.below.key, self.key, asked, verdict.accepted, confidences)
+            offered = len(drafts) if self.below.key != NGRAM and not ended else asked
+            run.observer.verified(self.below.key, self.key, offered, verdict.accepted, confidences)
+        if self.deferral is not None:
+            for place in range(len(tokens)):
+                run.observer.moved(self.key, moved[place] if place < len(moved) else 0.0)
         return [
-            Emitted(token, own[place], logits[place], plain[place] if plain else None)
+            Emitted(token, own[place], logits[place] if run.tells else None, plain[place] if plain else None)
             for place, token in enumerate(tokens)
         ]
 
@@ -240,17 +249,17 @@ class Verifier:
         """Drafts to ask for: room is left for the token that the stage writes itself, where it writes one."""
         return min(self.length, most if self.deferral else most - 1)
 
-    def _laws(self, run: Run, logits: Tensor, drafts: list[Emitted]) -> tuple[list[Law], list[Law] | None]:
+    def _laws(self, run: Run, logits: Tensor, drafts: list[Emitted]) -> tuple[list[Law], list[Law] | None, list[float]]:
+        """The laws to verify with, those at temperature 1, and how far deferral moved each of the first."""
         own = run.sampling.laws(logits)
         if self.deferral is None:
-            return own, None
+            return own, None, []
         plain = plain_laws(logits)
         told: list[Law] = []
         for p, plain_p, draft in zip(own, plain, drafts, strict=False):
-            law = self.deferral.law(p, draft.law, plain_p, draft.plain or draft.law)
-            run.observer.moved(self.key, total_variation(law, p))
-            told.append(law)
-        return told + own[len(told) :], plain
+            told.append(self.deferral.law(p, draft.law, plain_p, draft.plain or draft.law))
+        moved = [total_variation(law, p) for law, p in zip(told, own, strict=False)]
+        return told + own[len(told) :], plain, moved
 
 
 def _learn(index: dict[tuple[int, ...], int], tokens: list[int], seen: int, kept: int, sizes: range) -> None:

@@ -232,18 +232,24 @@ class Planner:
         greedy: bool = True,
         batch: int = 1,
         reading: float = 0.0,
+        prompt: float = 0.0,
+        passes: tuple[float, float] | None = None,
     ) -> None:
         """A round of the answering stage wrote ``tokens`` tokens in ``seconds`` of wall time.
 
         ``batch``: rows that shared that time. ``reading``: the part of it in which drafters read what they had skipped
-        (a prompt); it is charged to trials, but says nothing of the chain's pace.
+        (a prompt), charged to trials; ``prompt``: in which the answering stage read, which any chain would have taken.
+        Neither says anything of the chain's pace. ``passes``: seconds and number of the round's passes, each divided by
+        the rows that shared it; where None, those told by ``passed`` since the last round.
         """
         if tokens < 1 or not 0.0 < seconds < inf:
             return
         self._acceptance[greedy].age(tokens)
+        if passes is not None:
+            self._host.only(*passes)
         self._host.rounded(plan.chain, seconds, batch)
         course = self._course(plan.top, greedy, batch)
-        course.observe(plan, tokens, seconds, reading, self.settings.probe_share)
+        course.observe(plan, tokens, seconds, (reading, prompt), self.settings.probe_share)
 
     def observe_climb(self, drafted: int, kept: int, *, stage: int | None = None, top: int | None = None) -> None:
         """Of a lower answer's ``drafted`` tokens, read as a draft by a higher stage, the first ``kept`` were kept.
@@ -251,7 +257,7 @@ class Planner:
         ``stage`` and ``top``, where both answered at temperature 0: the lower stage would have drafted the same tokens,
         so the pair learns from them what drafts of ``TRIAL_LENGTH`` would have told.
         """
-        if stage is not None and top is not None:
+        if stage is not None and top is not None and stage < top:
             for start in range(0, min(kept + 1, drafted), TRIAL_LENGTH):
                 length = min(TRIAL_LENGTH, drafted - start)
                 self._acceptance[True].observe(stage, top, length, min(length, kept - start))
@@ -356,7 +362,7 @@ class Planner:
         """Expected share of a climbed draft that is kept."""
         return (self._climbs[0] + KEPT_PRIOR * KEPT_WEIGHT) / (self._climbs[1] + KEPT_WEIGHT)
 
-    def reading(self, stage: int, tokens: int, batch: int) -> float:
+    def reading(self, stage: int, tokens: int, batch: int = 1) -> float:
         """Seconds to read so many tokens in chunks; nothing for a stage that was never timed."""
         whole, rest = divmod(max(0, tokens), CHUNK)
         seconds = whole * (self.times.seconds(stage, CHUNK, batch) or 0.0) if whole else 0.0
@@ -636,19 +642,20 @@ class _Course:
         speed = self.speeds.get(chain)
         return speed.factor(SPEED_PRIOR) if speed else 1.0
 
-    def observe(self, plan: Plan, tokens: int, seconds: float, reading: float, share: float) -> None:
+    def observe(self, plan: Plan, tokens: int, seconds: float, read: tuple[float, float], share: float) -> None:
+        reading, prompt = read
         self.rounds += 1
         self.tokens += tokens
         self.spent += seconds
         self._earn(seconds, share)
         if plan.plain:
             self.plain_at = self.tokens
-        pace = max(0.0, seconds - reading)
+        pace = max(0.0, seconds - reading - prompt)
         foreseen = self.foreseen.get(plan.chain)
         if foreseen is not None and (plan.plain or not plan.probe):
             self.speeds.setdefault(plan.chain, _Speed()).observe(pace, tokens * foreseen)
         if plan.probe:
-            self._charge(plan, tokens, seconds, reading)
+            self._charge(plan, tokens, max(0.0, seconds - prompt), reading)
         elif not plan.plain:
             self._watch(plan, tokens, pace)
 
@@ -803,6 +810,10 @@ class _Host:
         self._pending += seconds
         self._count += 1.0
 
+    def only(self, seconds: float, count: float) -> None:
+        """The round that ends next had these passes, and no others."""
+        self._pending, self._count = seconds, count
+
     def rounded(self, chain: tuple[int, ...], seconds: float, batch: int) -> None:
         pending, count = self._pending, self._count
         self._pending = self._count = 0.0
@@ -857,9 +868,9 @@ def _law(acceptance: Acceptance, drafter: int, target: int, longest: int, hope: 
     if hope > 0.0 and acceptance.idle(drafter, target) > REVISIT:
         more = max(more, REVIVED - acceptance.rate(drafter, target))
     rates = [min(1.0, max(0.0, rate + more)) for rate in acceptance.rates(drafter, target, longest)]
-    if drafter != NGRAM:
-        return Law(rates)
     offers = acceptance.offers(drafter, target, longest)
+    if drafter != NGRAM and min(offers) >= 1.0:
+        return Law(rates)
     if hope:
         slack = hope / (2.0 * sqrt(acceptance.tried(drafter, target) + 1.0))
         offers = [min(1.0, max(0.0, offer + slack)) for offer in offers]

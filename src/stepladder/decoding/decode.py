@@ -22,7 +22,8 @@ def decode(
     while left > 0:
         wrote = yield from chain().round(run, left)
         left -= len(wrote)
-        stop = keep(wrote)
-        if stop or wrote[-1].token in run.ends:
+        over = keep(wrote) or wrote[-1].token in run.ends
+        del wrote  # its laws and logits need not outlive the next pass
+        if over:
             return "stop"
     return "length"

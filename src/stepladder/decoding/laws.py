@@ -111,6 +111,11 @@ class Sampling:
         """True where nothing is left to chance."""
         return self.temperature == 0
 
+    @property
+    def plain(self) -> bool:
+        """True where the laws are what the model itself holds likely."""
+        return self.temperature == 1 and self.top_k == 0 and self.top_p == 1
+
     def laws(self, logits: Tensor) -> list[Law]:
         """The law after each row of ``logits``, shape (rows, vocabulary)."""
         if self.greedy:

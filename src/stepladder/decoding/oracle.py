@@ -11,9 +11,13 @@ from stepladder.errors import EngineError
 
 
 class SeededOracle:
-    """Draws from Python's Mersenne twister: the same seed and the same questions give the same answers."""
+    """Draws from Python's Mersenne twister: the same seed and the same questions give the same answers.
 
-    def __init__(self, seed: int) -> None:
+    Whoever judges a draft must not draw from the stream that the draft was drawn from: the two would agree by chance
+    that they share, and the law would be another. A text as the seed can name whose stream it is.
+    """
+
+    def __init__(self, seed: int | str) -> None:
         self._random = random.Random(seed)  # noqa: S311 - sampling of text, no secret
 
     def accept(self, probability: float) -> bool:

@@ -62,7 +62,8 @@ class Plan:
 @dataclass(frozen=True, slots=True)
 class Law:
     """What is believed of a pair: ``rates[k]`` = α_{k+1}, conditional acceptance at each position of a draft;
-    ``offers[k]`` = the chance that a draft that may have k+1 tokens has them (empty for models: always).
+    ``offers[k]`` = the chance that a draft that may have k+1 tokens has them: n-grams often find none, and a draft
+    that ends the answer is short (empty: always).
     """
 
     rates: Sequence[float]

@@ -7,13 +7,17 @@ from dataclasses import dataclass, field
 
 
 class Observer:
-    """Told of every verification, and of every position whose law was moved by deferral. Does nothing itself."""
+    """Told of every verification, and how far deferral moved the law of each token. Does nothing itself."""
 
     def verified(self, drafter: int, target: int, asked: int, accepted: int, confidences: Sequence[float]) -> None:
-        """Of ``asked`` drafts a drafter offered one for each confidence, and the target kept the first ``accepted``."""
+        """Of ``asked`` drafts a drafter offered one for each confidence, and the target kept the first ``accepted``.
+
+        Where a drafter chose to stop, no more was asked for; n-grams that run out and drafts that end the answer fall
+        short of it.
+        """
 
     def moved(self, target: int, distance: float) -> None:
-        """A target's law was replaced by one at this total variation."""
+        """A target that defers emitted a token whose law was this total variation from its own."""
 
 
 @dataclass(slots=True)
@@ -36,6 +40,6 @@ class Tally(Observer):
         sums[1] += 1
 
     def mean_moved(self, target: int) -> float | None:
-        """Mean TV(π, p) over the target's drafted positions; None where no law was moved."""
+        """Mean TV(π, p) over the tokens that the target emitted; None where it emitted none under deferral."""
         total, count = self.distances.get(target, (0.0, 0.0))
         return total / count if count else None

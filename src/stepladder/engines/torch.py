@@ -82,7 +82,9 @@ class TorchEngine:
         self._trial_s = trial_s
         self._running: _Running | None = None
         self._closed = False
-        self._starting = asyncio.Lock()
+        self._loading: asyncio.Task[_Running] | None = None
+        self._wanted = 0
+        """Callers who wait for the load."""
 
     def capabilities(self, stage: Stage) -> frozenset[Capability]:
         """Those configured that this engine has."""
@@ -93,15 +95,19 @@ class TorchEngine:
     ) -> EngineCost | None:
         """Seconds under the chain that would run now; None before the models were started and timed.
 
+        A request is taken to be like the stage's last one: greedy or not, with as many answers at work beside it.
+
         A draft's tokens are read with the prompt, and the share of them that climbs usually keep is not written again.
         """
-        if self._running is None:
+        running = self._running
+        if running is None:
             return None
-        shared = self._running.planners[stage.name]
+        shared = running.planners[stage.name]
         drafted = 0 if draft is None else draft.usage.output_tokens or tokens_of(draft.text)
         with shared.lock:
+            greedy, rows = shared.latest
             seconds = shared.planner.forecast(
-                self._running.row.index(stage.name), prompt_tokens, output_tokens, drafted
+                running.row.index(stage.name), prompt_tokens, output_tokens, drafted, greedy=greedy, batch=rows
             )
         return None if seconds is None else EngineCost(seconds, seconds * stage.gpus)
 
@@ -112,27 +118,49 @@ class TorchEngine:
         joins models whose tokens differ; then nothing is left running.
         """
         self._closed = False
-        await self._started()
+        try:
+            await self._started()
+        except EngineError:
+            if not self._closed:
+                raise  # else it was closed meanwhile, which is no failure of the start
 
     async def _started(self) -> _Running:
-        async with self._starting:
-            if self._running is None:
-                missing = [name for name in ("torch", "transformers") if find_spec(name) is None]
-                if missing:
-                    name = next(iter(self._settings))
-                    raise MissingExtraError(f"stage '{name}' (engine 'torch')", "torch")
-                running = await asyncio.to_thread(self._load)
-                running.worker.start()  # not before: who gives up waiting for the models leaves no thread behind
-                self._running = running
+        """What runs, loaded once however many ask for it. A caller who leaves does not end the load for the others."""
+        if self._running is not None:
             return self._running
+        if self._loading is None:
+            self._loading = asyncio.create_task(self._load_once())
+            self._loading.add_done_callback(_retrieve)
+        loading = self._loading
+        self._wanted += 1
+        try:
+            await asyncio.wait((loading,))  # unlike ``await loading`` it does not hand on a cancellation
+        finally:
+            self._wanted -= 1
+        return loading.result()
+
+    async def _load_once(self) -> _Running:
+        try:
+            missing = [name for name in ("torch", "transformers") if find_spec(name) is None]
+            if missing:
+                raise MissingExtraError(f"stage '{next(iter(self._settings))}' (engine 'torch')", "torch")
+            running = await asyncio.to_thread(self._load)
+            if self._closed or not self._wanted:
+                raise EngineError(f"stage '{next(iter(self._settings))}': the engine was closed")
+            running.worker.start()  # not before: who gives up waiting for the models leaves no thread behind
+            self._running = running
+        finally:
+            self._loading = None
+        return running
 
     async def close(self) -> None:
         """End what is at work with a fault (cancelled), end the thread, let go of the models."""
         self._closed = True
-        async with self._starting:
-            running, self._running = self._running, None
-            if running is not None:
-                await asyncio.to_thread(running.worker.stop)
+        if self._loading is not None:
+            await asyncio.wait((self._loading,))
+        running, self._running = self._running, None
+        if running is not None:
+            await asyncio.to_thread(running.worker.stop)
 
     async def generate(
         self, request: Request, stage: Stage, draft: Attempt | None = None
@@ -141,7 +169,11 @@ class TorchEngine:
         settings = self._settings[stage.name]
         deadline = Deadline(stage.name, settings.total_s)
         try:
-            running = self._at_work(stage) if self._running or self._closed else await self._started()
+            async with deadline.waiting("no loaded model"):
+                running = self._at_work(stage) if self._running or self._closed else await self._started()
+        except WireError as error:
+            yield Attempt(stage.name, fault=error.fault)
+            return
         except Exception as error:
             if self._closed:
                 raise EngineError(f"stage '{stage.name}': the engine was closed") from error
@@ -163,6 +195,9 @@ class TorchEngine:
                 held.close()
                 yield Attempt(stage.name, fault=_fault(error))
                 return
+            shared = running.planners[stage.name]
+            shared.at_work += 1
+            held.callback(shared.left)
             held.callback(answering.cancel)
             deadline.let_go(held)
             running.worker.submit(answering.task)
@@ -196,7 +231,6 @@ class TorchEngine:
             row=running.row,
             shared=running.planners[settings.stage.name],
             draft=draft,
-            rows=running.worker.rows,
             seed=self._new_seed(),
             timer=self._timer,
             loop=asyncio.get_running_loop(),
@@ -220,15 +254,25 @@ class TorchEngine:
         def on_pass(stage: int, width: int, rows: int, seconds: float) -> None:
             with lock:
                 times.observe(stage, width, rows, seconds)
-                for name, count in batch.owners(stage).items():
-                    shared[name].planner.passed(seconds * count / rows)
 
-        batch = Batch(row.models, timer=self._timer, on_pass=on_pass)
+        batch = Batch(
+            row.models,
+            timer=self._timer,
+            on_pass=on_pass,
+            chunk=min(each.chunk for each in settings),
+            usual={index: times.seconds(index, 1) or 0.0 for index in range(len(row.models))},
+        )
         worker = Worker(batch, first=lambda: use_threads(threads))
         slots = {each.stage.name: min(each.slots, each.stage.max_concurrency or each.slots) for each in settings}
         places = {name: asyncio.Semaphore(count) for name, count in slots.items()}
         # Every answer may hold a cache row of every model.
         return _Running(row, worker, shared, places, asyncio.Semaphore(min(each.slots for each in settings)))
+
+
+def _retrieve(load: asyncio.Task[_Running]) -> None:
+    """Know the error of a load whose callers have all left: the next caller meets it again."""
+    if not load.cancelled():
+        load.exception()
 
 
 def _fault(error: StepladderError | WireError) -> Fault:

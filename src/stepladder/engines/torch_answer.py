@@ -79,14 +79,14 @@ class Answering:
             logprobs=logprobs,
             fault=fault,
             raw=self._body(finish) if finish and logprobs else None,
-            speculation=None if fault else self._speculation(),
+            speculation=self._speculation(),
         )
 
     # ── in the worker's thread ───────────────────────────────────────────────
 
     def _job(self) -> Job:
         asking = decode(self.run, self.chains.next, self.most, self._keep)
-        job = Job(asking, self.run.answer, owner=self.settings.stage.name)
+        job = Job(asking, self.run.answer, told=self.chains.passed)
         self.passes = job.passes
         return job
 
@@ -190,7 +190,6 @@ def begin(
     row: Row,
     shared: Shared,
     draft: Attempt | None,
-    rows: Callable[[], int],
     seed: int,
     timer: Callable[[], float],
     loop: asyncio.AbstractEventLoop,
@@ -217,13 +216,13 @@ def begin(
         contexts=[each.context for each in row.models],
         vocab=model.vocab,
         most=most,
-        rows=rows,
         timer=timer,
         deferral=_deferral(settings, request),
         settled=order.seed is not None and not order.sampling.greedy,
         given=given,
     )
-    oracle = SeededOracle(seed if order.seed is None else order.seed)
+    # A stream of the stage's own: a lower answer that is judged here was drawn with the same seed.
+    oracle = SeededOracle(f"{settings.stage.name}:{seed if order.seed is None else order.seed}")
     return Answering(
         request=request,
         settings=settings,
@@ -234,7 +233,7 @@ def begin(
         transcript=Transcript(Detokenizer(tokenizer), order.stops, tokenizer.eos, order.top_logprobs),
         chains=chains,
         watch=watch,
-        run=Run(answer, order.sampling, oracle, tokenizer.eos, watch),
+        run=Run(answer, order.sampling, oracle, tokenizer.eos, watch, tells=order.top_logprobs is not None),
         timer=timer,
         loop=loop,
         created=int(clock()),

@@ -5,9 +5,9 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from math import inf
 from typing import Literal
 
+from stepladder.decoding.batch import Took
 from stepladder.decoding.chain import GIVEN, NGRAM, GivenDraft, Level, ModelDrafter, NgramDrafter, Verifier
 from stepladder.decoding.controller import FEW, Planner, PlannerSettings
 from stepladder.decoding.deferral import Deferral
@@ -21,7 +21,7 @@ from stepladder.engines.torch_settings import NGRAM as NGRAM_NAME
 from stepladder.engines.torch_settings import Settings
 
 LOGITS_MAX = 2**24
-"""Numbers in the logits of one pass over a climbed draft: 64 MB of float32."""
+"""Numbers in the logits of one pass over climbed drafts, of all answers that may share it: 64 MB of float32."""
 
 SOME_S = 1e-6
 
@@ -35,6 +35,14 @@ class Shared:
 
     planner: Planner
     lock: threading.Lock = field(default_factory=threading.Lock)
+    latest: tuple[bool, int] = (True, 1)
+    """Whether the last answer was greedy, and how many were at work with it: what the next is taken to be like."""
+    at_work: int = 0
+    """Answers of the stage that are being written."""
+
+    def left(self) -> None:
+        """One answer less is at work."""
+        self.at_work -= 1
 
 
 def planner_for(settings: Settings, row: Row, times: StepTimes) -> Planner:
@@ -77,8 +85,8 @@ class Chains:
     """The chains of one answer. ``next`` gives the one for the round to come, ``ended`` is told of the one gone.
 
     ``contexts`` are the positions that each model has: a drafter that would run out of them is left out. ``most`` is
-    how many tokens the answer may have, ``rows`` how many answers are at work. ``settled``: run with what was set and
-    nothing that was measured, for an answer that is to be the same whenever it is asked for with its seed.
+    how many tokens the answer may have. ``settled``: run with what was set and nothing that was measured, for an answer
+    that is to be the same whenever it is asked for with its seed.
     """
 
     top: int
@@ -89,7 +97,6 @@ class Chains:
     contexts: Sequence[int]
     vocab: int
     most: int
-    rows: Callable[[], int]
     timer: Callable[[], float]
     deferral: Deferral | None = None
     settled: bool = False
@@ -99,7 +106,11 @@ class Chains:
     _ngram: NgramDrafter = field(init=False)
     _given: GivenDraft = field(init=False)
     _began: float = field(init=False, default=0.0)
-    _before: dict[int, int] = field(init=False, default_factory=dict)
+    _rows: int = field(init=False, default=1)
+    _passes: list[float] = field(init=False, default_factory=lambda: [0.0, 0.0])
+    """Seconds and number of the round's passes, each divided by the rows that shared it."""
+    _read: list[float] = field(init=False, default_factory=lambda: [0.0, 0.0])
+    """Seconds of the round in which the answering stage read a prompt, and in which drafters did."""
     _made: tuple[Plan | None, Verifier | None] = field(init=False, default=(None, None))
 
     def __post_init__(self) -> None:
@@ -109,10 +120,11 @@ class Chains:
 
     def next(self) -> Verifier:
         """The chain for the next round: a climbed draft goes first for as long as the answer agrees with it."""
-        self._began, self._before = self.timer(), self._unread()
+        self._began, self._rows = self.timer(), max(1, self.shared.at_work)
+        self._passes, self._read = [0.0, 0.0], [0.0, 0.0]
         self.climbing = self._agrees()
         if self.climbing:
-            length = max(16, LOGITS_MAX // max(1, self.vocab))
+            length = max(16, LOGITS_MAX // max(1, self.vocab * self._rows))
             return Verifier(self.top, self._given, length=length, rule=RULES[self.rule])
         plan = self._plan()
         if not self._fits(plan):
@@ -130,43 +142,45 @@ class Chains:
         if self.settled:
             return self.shared.planner.settled(self.top)
         with self.shared.lock:
+            self.shared.latest = (self.greedy, self._rows)
             return self.shared.planner.plan(
-                self.top, greedy=self.greedy, batch=self.rows(), unread=self._before, remaining=self._left()
+                self.top, greedy=self.greedy, batch=self._rows, unread=self._unread(), remaining=self._left()
             )
+
+    def passed(self, took: Took) -> None:
+        """A pass that this answer took part in, within the round."""
+        self._passes[0] += took.seconds / took.rows
+        self._passes[1] += 1 / took.rows
+        if took.read - took.want <= FEW:
+            return
+        with self.shared.lock:
+            usual = self.shared.planner.times.seconds(took.stage, max(1, took.want), took.rows) or 0.0
+        self._read[took.stage != self.top] += max(0.0, took.seconds - (usual if took.want else 0.0))
 
     def ended(self, tokens: int) -> None:
         """The round wrote so many tokens; the planner hears of it, but for rounds over a climbed draft."""
         if self.climbing or self.settled:
             return
-        seconds, rows = self.timer() - self._began, self.rows()
+        seconds, (prompt, reading) = max(SOME_S, self.timer() - self._began), self._read
         with self.shared.lock:
-            seconds, reading = self._without_prompt(tokens, seconds, rows)
             self.shared.planner.observe_round(
-                self.plan, tokens, seconds, greedy=self.greedy, batch=rows, reading=reading
+                self.plan,
+                tokens,
+                seconds,
+                greedy=self.greedy,
+                batch=self._rows,
+                reading=reading,
+                prompt=prompt,
+                passes=(self._passes[0], self._passes[1]),
             )
-
-    def _without_prompt(self, tokens: int, seconds: float, rows: int) -> tuple[float, float]:
-        """The round's seconds without the answering stage's reading of the prompt, and the drafters' part of them.
-
-        A round in which a stage read more than a few tokens says nothing of the pace, so what it took beyond the pace
-        that the plan foresees is taken for reading.
-        """
-        unread = {stage: self._before.get(stage, 0) for stage in self.plan.chain if stage != NGRAM}
-        if max(unread.values()) <= FEW:
-            return seconds, 0.0
-        own = self.shared.planner.reading(self.top, unread[self.top], rows) if unread[self.top] > FEW else 0.0
-        left, pace = max(seconds - own, SOME_S), self.plan.seconds_per_token
-        return left, max(0.0, left - tokens * pace) if pace < inf else left
 
     def saved(self, prompt: int, drafted: int, kept: int) -> float:
         """Seconds that a climbed draft saved: writing those kept, less reading all of them; 0 where that is a loss."""
         with self.shared.lock:
             planner = self.shared.planner
             pace = planner.seconds_per_token(self.top, greedy=self.greedy)
-            read = [planner.forecast(self.top, prompt, 0, tokens) for tokens in (0, drafted)]
-        if pace is None or read[0] is None or read[1] is None:
-            return 0.0
-        return max(0.0, kept * pace - (read[1] - read[0]))
+            more = planner.reading(self.top, prompt + drafted) - planner.reading(self.top, prompt)
+        return 0.0 if pace is None else max(0.0, kept * pace - more)
 
     def _agrees(self) -> bool:
         """True while all that is written stands in the climbed draft, and more of it is left."""
@@ -178,7 +192,7 @@ class Chains:
 
     def _unread(self) -> dict[int, int]:
         length = len(self.answer.tokens)
-        return {stage: length - self.answer.read.get(stage, 0) for stage in range(self.top + 1)}
+        return {stage: length - self.answer.read.get(stage, 0) for stage in range(self.top)}
 
     def _fits(self, plan: Plan) -> bool:
         """True where every drafter has room for what is written, what it may draft and the token behind."""
@@ -189,7 +203,7 @@ class Chains:
         level: Level | None = None
         if not plan.plain:
             with self.shared.lock:
-                stopping = self.shared.planner.stopping(plan, greedy=self.greedy, batch=self.rows())
+                stopping = self.shared.planner.stopping(plan, greedy=self.greedy, batch=self._rows)
             bottom = plan.chain[0]
             level = self._ngram if bottom == NGRAM else ModelDrafter(bottom, stopping)
         for place, stage in enumerate(plan.chain[1:] or plan.chain):

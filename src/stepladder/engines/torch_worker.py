@@ -54,10 +54,6 @@ class Worker:
         """Begin to work."""
         self._thread.start()
 
-    def rows(self) -> int:
-        """Answers at work now."""
-        return max(1, len(self._tasks))
-
     def submit(self, task: Task) -> None:
         """Hand in an answer to be written."""
         self._inbox.put(task)
