@@ -96,6 +96,7 @@ class Arm:
         default_factory=lambda: defaultdict(lambda: defaultdict(lambda: [0, 0]))
     )
     texts: list[list[int]] = field(default_factory=list)
+    whole: list[tuple[float, float]] = field(default_factory=list)
     chains: dict[tuple[int, ...], int] = field(default_factory=lambda: defaultdict(int))
 
 
@@ -128,6 +129,7 @@ def answer(
 
     batch = Batch(row.models, timer=time.perf_counter, on_pass=arm.planner.times.observe)
     run = Run(tokens, sampling, SeededOracle(seed), tokenizer.eos, watch)
+    before = [arm.planner.forecast(arm.top, len(prompt), size, len(given), greedy=sampling.greedy) for size in (0, 1)]
     arm.forecasts.append(arm.planner.seconds_per_token(arm.top, greedy=sampling.greedy))
     began = time.perf_counter()
     job = Job(decode(run, chains.next, most, keep), tokens, told=chains.passed)
@@ -137,6 +139,8 @@ def answer(
     if job.error is not None:
         raise job.error
     written = tokens.tokens[tokens.prompt :]
+    if before[0] is not None and before[1] is not None and not given:
+        arm.whole.append((before[0] + (before[1] - before[0]) * len(written), ends[-1][0] - began))
     arm.seconds.append(ends[-1][0] - began)
     arm.tokens.append(len(written))
     arm.paces.append((ends[-1][0] - ends[0][0], sum(count for _, count in ends[1:])))
@@ -173,6 +177,12 @@ def foreseen(arm: Arm) -> float | None:
     return round(sum(f * n for f, _, n in pairs) / measured, 4) if measured else None
 
 
+def second_half(pairs: Sequence[tuple[float, float]]) -> float | None:
+    """Forecast seconds of whole answers, known before each but for its length, over those measured; second half."""
+    half = pairs[len(pairs) // 2 :]
+    return round(sum(f for f, _ in half) / sum(s for _, s in half), 4) if half else None
+
+
 def told(arm: Arm, plain: Arm, row: Row) -> dict[str, Any]:
     def name(key: int) -> str:
         return "ngram" if key == NGRAM else row.names[key]
@@ -184,6 +194,7 @@ def told(arm: Arm, plain: Arm, row: Row) -> dict[str, Any]:
         "pace_speed": against(arm, plain, pace=True),
         "worst_quarter": round(min(_quarters(arm, plain)), 4),
         "forecast_over_measured": foreseen(arm),
+        "answer_forecast_over_measured": second_half(arm.whole),
         "same_text": sum(a == b for a, b in zip(arm.texts, plain.texts, strict=True)) / len(arm.texts),
         "tokens_per_top_pass": round(total / max(1, arm.passes[arm.top]), 3),
         "passes_per_token": {name(stage): round(count / total, 3) for stage, count in sorted(arm.passes.items())},
@@ -328,6 +339,7 @@ def main() -> int:
                 f"T={temperature} {name:28} {each['tokens_per_s']:8.1f}/s  ×{each['speed'][0]:.3f} "
                 f"({each['speed'][1]:.3f} to {each['speed'][2]:.3f}) pace ×{each['pace_speed'][0]:.3f} "
                 f"τ {each['tokens_per_top_pass']:.2f} forecast/measured {each['forecast_over_measured']} "
+                f"of answers {each['answer_forecast_over_measured']} "
                 f"same {each['same_text']:.2f}\n"
             )
         for name, each in found.get("climbing", {}).items():

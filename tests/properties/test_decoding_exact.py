@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from itertools import product
 
 import pytest
 import torch
+from torch import Tensor
 
 from decoding_enumeration import PROMPT, Tables, chain_error, furthest, outcomes, own_law, written_law
+from stepladder.decoding.acceptance import Chances
 from stepladder.decoding.chain import (
     Asking,
     Emitted,
@@ -17,12 +19,14 @@ from stepladder.decoding.chain import (
     ModelDrafter,
     NgramDrafter,
     Run,
-    Stopping,
     Verifier,
 )
+from stepladder.decoding.decode import decode
 from stepladder.decoding.deferral import RULE_NAMES, Deferral
 from stepladder.decoding.laws import Dense, Law, Oracle, Point, Sampling, excess
+from stepladder.decoding.oracle import SeededOracle
 from stepladder.decoding.sequence import Ask
+from stepladder.decoding.stopping import Fixed, Marginal, Stopping
 from stepladder.decoding.verify import RULES, Rule, Verdict, rejection
 
 EXACT = 1e-12
@@ -43,7 +47,27 @@ class Threshold:
         return confidence < self._after
 
 
+RISING = Chances(tuple(n / 15 for n in range(15)), tuple(n / 20 for n in range(15)), 0.5)
+"""What a planner may have learned: the surer the drafter, the likelier its token is kept."""
+
+
+class Renewed:
+    """The planner's rule, made anew for every draft: an answer's own remembers no other outcome of chance."""
+
+    def __init__(self, rate: float) -> None:
+        self._rule = Marginal(RISING, widening=[0.1] * 3, draft=0.2, rate=rate)
+
+    def before(self, drafted: int, confidence: float) -> bool:
+        return self._rule.before(drafted, confidence)
+
+    def after(self, drafted: int, confidence: float) -> bool:
+        return self._rule.after(drafted, confidence)
+
+
 STOPPING: dict[str, Stopping | None] = {
+    "fixed": Fixed(2),
+    "marginal": Renewed(0.1),
+    "marginal, dear": Renewed(0.15),
     "count": None,
     "before": Threshold(before=0.6),
     "after": Threshold(after=0.5),
@@ -155,6 +179,64 @@ def test_deferral_at_the_top_writes_its_own_law(name: str, sampling: Sampling, r
     assert furthest(wrote, own_law(pi, 4)) < EXACT
     own = own_law(lambda prefix: tables.law(1, sampling, prefix), 4)
     assert furthest(wrote, own) > WRONG
+
+
+def test_the_planners_rule_does_stop_drafts() -> None:
+    lengths = set()
+    for rule in (None, Renewed(0.1), Renewed(0.15), Renewed(1.0)):
+        top = build((3,), stopping=rule)
+        wrote = outcomes(Tables(2, 4, 5, sparse=True), top.round, PROMPT, 4, Sampling(), frozenset())
+        lengths.add(round(sum(len(each) * weight for each, weight in wrote), 6))
+    assert len(lengths) == 4
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_chains_that_change_from_round_to_round_and_learn_from_what_is_kept(rule: str) -> None:
+    """The loop over rounds as it runs: n-grams of the answer's own tokens, other chains as it goes on."""
+
+    def whole(run: Run, most: int) -> Generator[Ask, Tensor, list[Emitted]]:
+        lookup, wrote = NgramDrafter(longest=2, shortest=1), list[Emitted]()
+
+        def chain() -> Verifier:
+            lookup.learn(run.answer.tokens, len(run.answer.tokens))
+            bottoms: list[Level] = [lookup, ModelDrafter(0), lookup]
+            lengths = [(2,), (1, 1), (1, 2)][len(run.answer.tokens) % 3]
+            return build(lengths, rule=RULES[rule], bottom=bottoms[len(run.answer.tokens) % 3])
+
+        def keep(each: list[Emitted]) -> bool:
+            wrote.extend(each)
+            return False
+
+        yield from decode(run, chain, most, keep)
+        return wrote
+
+    def own(prefix: tuple[int, ...]) -> list[float]:
+        return tables.law(1, Sampling(), prefix)
+
+    tables = Alike(3, 2, seed=4)
+    wrote = written_law(tables, whole, 4, prompt=(0, 1, 0))
+    assert furthest(wrote, own_law(own, 4, prompt=(0, 1, 0))) < EXACT
+
+
+class Alike(Tables):
+    """Stages 1 and 2 have one law, so that either may stand on top."""
+
+    def logits(self, stage: int, prefix: tuple[int, ...]) -> Tensor:
+        return super().logits(min(stage, 1), prefix)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_climbed_draft_is_judged_by_chance_of_its_own(shared: bool) -> None:
+    """A lower answer drawn from the stream that judges it agrees with it by chance they share: another law."""
+    p, counts = Dense(torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=torch.float64)), [0] * 4
+    q = Dense(torch.tensor([0.4, 0.3, 0.2, 0.1], dtype=torch.float64))
+    for seed in range(6000):
+        draft = SeededOracle(f"lower:{seed}").draw(q)
+        judge = SeededOracle(f"{'lower' if shared else 'upper'}:{seed}")
+        verdict = rejection([p, p], [Point(draft)], [draft], judge)
+        counts[draft if verdict.accepted else verdict.token or 0] += 1
+    off = max(abs(count / 6000 - p.prob(token)) for token, count in enumerate(counts))
+    assert (off > 0.05) == shared, counts
 
 
 # ── a draft that was read before the decision to climb ───────────────────────

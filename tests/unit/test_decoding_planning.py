@@ -183,12 +183,6 @@ def test_marginal_ends_at_its_longest_draft() -> None:
     assert rule.before(2, 0.9)
 
 
-def test_own_probabilities_are_looked_at_behind_the_token_only() -> None:
-    rule = Marginal(chances(), widening=[0.5] * 4, draft=0.0, rate=1.0, peaks=False)
-    assert not rule.before(0, 0.1)
-    assert rule.after(1, 0.1)
-
-
 def test_a_step_of_verification_is_crossed_where_what_lies_behind_is_worth_it() -> None:
     """One token is not worth the step of 0.8; five are."""
     widening = [0.0, 0.8, 0.0, 0.0, 0.0, 0.0, 0.8]

@@ -24,6 +24,7 @@ from stepladder.decoding.deferral import Deferral
 from stepladder.decoding.laws import Law, Oracle, Point, Sampling, peak, plain_laws, total_variation
 from stepladder.decoding.sequence import Ask
 from stepladder.decoding.sequence import Sequence as Answer
+from stepladder.decoding.stopping import Stopping
 from stepladder.decoding.tally import Observer
 from stepladder.decoding.verify import Rule, rejection
 
@@ -75,18 +76,6 @@ class Level(Protocol):
 
     def emit(self, run: Run, most: int) -> Asking:
         """Append at most ``most`` ≥ 1 tokens to the answer and return them; none beyond one that ends it."""
-        ...
-
-
-class Stopping(Protocol):
-    """When a model drafts no further. Both look at nothing that is not kept, so that the end is a stopping time."""
-
-    def before(self, drafted: int, confidence: float) -> bool:
-        """True: leave the next token undrawn. ``confidence`` is that of the law it would come from (``Emitted``)."""
-        ...
-
-    def after(self, drafted: int, confidence: float) -> bool:
-        """True: keep the token just drawn, and stop. ``confidence`` is that of the law it came from."""
         ...
 
 

@@ -23,7 +23,7 @@ class Stopping(Protocol):
         ...
 
     def after(self, drafted: int, confidence: float) -> bool:
-        """True: stop here, the token just drawn is kept. ``confidence``: that token's own probability."""
+        """True: stop here, the token just drawn is kept. ``confidence``: that of the law it came from."""
         ...
 
 
@@ -66,22 +66,17 @@ class Marginal:
 
     ``widening[k]``: seconds that verifying k+1 drafted tokens takes more than k; its length is the longest draft.
     ``draft``: seconds of a drafting pass. ``rate``: λ in tokens per second, of the stage that verifies this draft.
-    ``peaks``: the chances were learned from, and ``before`` is told, the greatest probability of a token's law. Where
-    False they were learned from the drawn tokens' own probabilities, which are known in ``after`` alone, and ``before``
-    then looks only at the length. For an argmax the two are the same.
+    The chances were learned from the greatest probability of each token's law, and that is what both are told.
 
     One instance serves one draft after another, not drafts that interleave. A draft begins where ``before`` is asked
     with 0 drafted tokens or ``after`` with 1.
     """
 
-    def __init__(
-        self, chances: Chances, *, widening: Sequence[float], draft: float, rate: float, peaks: bool = True
-    ) -> None:
+    def __init__(self, chances: Chances, *, widening: Sequence[float], draft: float, rate: float) -> None:
         self._chances = chances
         self._longest = len(widening)
         self._draw = thresholds(widening, draft, rate, chances.pooled, paid=True)
         self._pass = thresholds(widening, draft, rate, chances.pooled, paid=False)
-        self._peaks = peaks
         self._survival = 1.0
         self._asked: tuple[int, float] = (-1, 0.0)
 
@@ -96,8 +91,6 @@ class Marginal:
             self._survival = 1.0
         if drafted >= self._longest:
             return True
-        if not self._peaks:
-            return False
         self._asked = (drafted, confidence)
         return self._survival * self._chances.of(confidence) <= self._draw[drafted]
 
