@@ -14,6 +14,7 @@ import torch
 
 from stepladder import config
 from stepladder.decoding.loading import Loaded
+from stepladder.decoding.memory import Need
 from stepladder.decoding.models import Feed
 from stepladder.decoding.tokenizer import Tokenizer
 from stepladder.engines import torch_models
@@ -149,6 +150,7 @@ def instead_of_files(
         return Loaded(model, (tokenizers or {}).get(source, LETTERS))  # type: ignore[arg-type]
 
     monkeypatch.setattr(torch_models, "load", load)
+    monkeypatch.setattr(torch_models, "needed", lambda *_, **__: ("cpu", Need(0, 0)))
 
 
 @asynccontextmanager

@@ -52,8 +52,7 @@ class StageSettings(_Frozen):
     name: Name
     """What requests, replies and traces call this stage."""
     model: Annotated[str, Field(min_length=1)]
-    """The name that the server knows; `llama`: a GGUF file or `hub:OWNER/REPOSITORY/FILE[@REVISION]`; `torch`: a
-    folder, a GGUF file or `OWNER/NAME[@REVISION]`."""
+    """The server's name for it; `llama`: GGUF file or `hub:OWNER/NAME/FILE`; `torch`: folder, GGUF or `OWNER/NAME`."""
     engine: str = "openai"
     """Which engine reaches the model."""
     base_url: str | None = None
@@ -85,7 +84,7 @@ class StageSettings(_Frozen):
     total_timeout_s: Positive | None = None
     """Time for a whole answer."""
     threads: Annotated[int, Field(gt=0)] | None = None
-    """`llama`: compute threads; by default the cores divided by the local stages."""
+    """`llama`: compute threads, by default the cores divided by the stages; `torch`: one number for all its stages."""
     n_parallel: Annotated[int, Field(gt=0)] | None = None
     """`llama`, `torch`: answers written at once."""
     load_timeout_s: Positive | None = None

@@ -20,7 +20,10 @@ import stepladder
 from stepladder import config
 from stepladder.build import build
 from stepladder.decoding.gguf_file import GGUFFile
+from stepladder.decoding.memory import GIB, Need
+from stepladder.engines import torch_models
 from stepladder.engines.torch import TorchEngine
+from stepladder.engines.torch_settings import read_settings
 from stepladder.errors import ConfigError, EngineError, MissingExtraError, ModelFileError
 from stepladder.gateway.app import create_app
 from stepladder.gateway.server import running as serving
@@ -335,6 +338,49 @@ async def test_a_first_answer_whose_model_cannot_be_loaded_is_a_failed_attempt(
     await engine.close()
 
 
+async def test_models_are_loaded_once_however_many_ask_and_leave(
+    install: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models, loads = install(top=TEXT), []
+    load = torch_models.load
+    monkeypatch.setattr(torch_models, "load", lambda *args, **kwargs: loads.append(1) or load(*args, **kwargs))
+    engine, top = TorchEngine((stage("top"),), trial_s=0.0), stage("top")
+    models["top"].gate.clear()
+    asked = [asyncio.create_task(attempt(engine, top, ask())) for _ in range(4)]
+    await asyncio.sleep(0.05)
+    for each in asked[:3]:
+        each.cancel()
+    await asyncio.sleep(0.05)
+    late = asyncio.create_task(attempt(engine, top, ask()))
+    await asyncio.sleep(0.05)
+    models["top"].gate.set()
+    assert [read(await each) for each in (asked[3], late)] == [TEXT, TEXT]
+    assert loads == [1]
+    await engine.close()
+
+
+async def test_a_first_answer_waits_for_its_model_no_longer_than_it_may(install: Install) -> None:
+    models = install(top=TEXT)
+    top = stage("top", total_timeout_s=0.1)
+    engine = TorchEngine((top,), trial_s=0.0)
+    models["top"].gate.clear()
+    found = await attempt(engine, top, ask())
+    models["top"].gate.set()
+    assert found.fault is not None
+    assert (found.fault.kind, "no loaded model" in found.fault.message) == ("timeout", True)
+    await engine.close()
+    assert threads() == 0
+
+
+def test_models_that_do_not_fit_together_are_refused_before_any_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch_models, "needed", lambda *_, **__: ("cpu", Need(2 * GIB, GIB)))
+    monkeypatch.setattr(torch_models, "load", lambda *_, **__: pytest.fail("nothing may be loaded"))
+    with pytest.raises(
+        EngineError, match=r"'low', 'top' needs 6.00 GiB .* on cpu, where 5.00 GiB .* 1.00 GiB are miss"
+    ):
+        torch_models.load_row(read_settings((stage("low"), stage("top"))), probe=lambda _: 5 * GIB)
+
+
 async def test_close_while_a_first_answer_waits_for_its_model(install: Install) -> None:
     models = install(top=TEXT)
     engine, top = TorchEngine((stage("top"),), trial_s=0.0), stage("top")
@@ -566,6 +612,20 @@ async def test_the_same_seed_gives_the_same_text(install: Install, options: Any)
     assert set(again) == {first}
     assert len(others) > 1
     assert len(free) > 1
+
+
+async def test_stages_draw_from_streams_of_their_own(install: Install) -> None:
+    """With one seed for a whole climb: who judges a lower answer must not draw what it was drawn from."""
+    even = math.log(VOCAB - 1)  # half of the mass on what is said
+    install(low=FakeModel(TEXT, sure=even), top=FakeModel(TEXT, sure=even))
+    low, top = stage("low"), stage("top")
+    async with running(low, top) as engine:
+        pairs = [
+            [await attempt(engine, each, ask(temperature=1, max_tokens=1, seed=seed)) for each in (low, top)]
+            for seed in range(100)
+        ]
+    same = sum(one.text == other.text for one, other in pairs)
+    assert 10 < same < 45  # a quarter, and not all
 
 
 async def test_companions_do_not_change_a_greedy_text() -> None:
@@ -848,6 +908,25 @@ async def test_files_that_are_not_there(tmp_path: Path, monkeypatch: pytest.Monk
         await TorchEngine((gone,)).start()
 
 
+class Passes:
+    """Seconds that only passes take, by model."""
+
+    def __init__(self, **costs: float) -> None:
+        self._costs, self._now = costs, 0.0
+
+    def __call__(self) -> float:
+        return self._now
+
+    def count(self, name: str, model: FakeModel) -> None:
+        forward = model.forward
+
+        def counted(feeds: Any) -> Any:
+            self._now += self._costs[name]
+            return forward(feeds)
+
+        model.forward = counted  # type: ignore[method-assign]
+
+
 # ── prices and places ────────────────────────────────────────────────────────
 
 
@@ -864,6 +943,23 @@ async def test_prices_rise_with_what_is_written_and_fall_with_a_draft(install: I
     assert known == sorted(known)
     assert drafted is not None
     assert drafted.seconds > 0
+
+
+async def test_a_price_follows_the_traffic_that_there_is(install: Install) -> None:
+    """Also at the temperature that callers use by default, and with several answers at once."""
+    models = install(low=FakeModel(TEXT, sure=60.0), top=FakeModel(TEXT, sure=60.0))
+    clock = Passes(low=0.1, top=1.0)
+    for name, model in models.items():
+        clock.count(name, model)
+    low, top = stage("low"), stage("top")
+    async with running(low, top, timer=clock) as engine:
+        plain = engine.expected_cost(top, 10, 100)
+        for _ in range(40):
+            assert read(await attempt(engine, top, ask(temperature=1))) == TEXT
+        drafted = engine.expected_cost(top, 10, 100)
+    assert plain is not None
+    assert drafted is not None
+    assert drafted.seconds < 0.8 * plain.seconds
 
 
 async def test_prices_may_be_asked_for_while_answers_are_written(install: Install) -> None:

@@ -80,19 +80,7 @@ def load(
     kind = _dtype(dtype, place, name)
     with _quiet():
         found = _Weights.of(source)
-        shape = shape_of(found.config.get_text_config(), name)
-        positions = context_of(found.config.get_text_config(), context, name)
-        need = Need(
-            weights=found.elements * kind.itemsize,
-            cache=memory.cache_bytes(
-                layers=shape.layers,
-                heads=shape.heads,
-                width=shape.width,
-                slots=slots,
-                context=positions,
-                itemsize=kind.itemsize,
-            ),
-        )
+        positions, need = _sized(found, kind, name, context, slots)
         memory.require(need, name=name, device=place, probe=probe)
         tokenizer = Tokenizer(found.tokenizer(), name=name, eos=found.ends)
         try:
@@ -104,6 +92,42 @@ def load(
         except torch.OutOfMemoryError as error:  # somebody else took what was free
             raise EngineError(f"model '{name}' needs {need} on {place}, which ran out while it was loaded") from error
     return Loaded(model, tokenizer)
+
+
+def needed(
+    source: str,
+    *,
+    name: str | None = None,
+    dtype: str = AUTO,
+    device: str = AUTO,
+    context: int | None = None,
+    slots: int = 8,
+) -> tuple[str, Need]:
+    """The device that ``load`` would put a model on, and what it takes there; nothing large is read.
+
+    Raises as ``load`` does for what is seen before loading.
+    """
+    _require_extra(source)
+    name = name or source
+    place = _device(device, name)
+    with _quiet():
+        _, need = _sized(_Weights.of(source), _dtype(dtype, place, name), name, context, slots)
+    return place, need
+
+
+def _sized(found: _Weights, kind: torch.dtype, name: str, context: int | None, slots: int) -> tuple[int, Need]:
+    """Positions of a row, and the bytes of weights and cache."""
+    config = found.config.get_text_config()
+    shape, positions = shape_of(config, name), context_of(config, context, name)
+    cache = memory.cache_bytes(
+        layers=shape.layers,
+        heads=shape.heads,
+        width=shape.width,
+        slots=slots,
+        context=positions,
+        itemsize=kind.itemsize,
+    )
+    return positions, Need(found.elements * kind.itemsize, cache)
 
 
 @dataclass(frozen=True, slots=True)

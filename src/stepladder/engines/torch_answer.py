@@ -49,6 +49,8 @@ class Answering:
     loop: asyncio.AbstractEventLoop
     created: int
     most: int
+    lower: int | None = None
+    """The model whose answer the draft is, where it is one of this engine's that may draft here."""
     events: asyncio.Queue[EngineEvent] = field(default_factory=asyncio.Queue)
     started: float = field(init=False)
     first_s: float | None = field(init=False, default=None)
@@ -107,7 +109,8 @@ class Answering:
         finish = "stop" if self.transcript.stopped else job.result
         if self.draft:
             with self.chains.shared.lock:
-                self.chains.shared.planner.observe_climb(len(self.draft), self._kept())
+                planner, lower = self.chains.shared.planner, self.lower if self.order.sampling.greedy else None
+                planner.observe_climb(len(self.draft), self._kept(), stage=lower, top=self.chains.top)
         self._send(self.attempt(None, finish))
 
     def _failed(self, error: BaseException) -> None:
@@ -238,7 +241,15 @@ def begin(
         loop=loop,
         created=int(clock()),
         most=most,
+        lower=_lower(draft, row, top),
     )
+
+
+def _lower(draft: Attempt | None, row: Row, top: int) -> int | None:
+    if draft is None or draft.stage not in row.names:
+        return None
+    stage = row.index(draft.stage)
+    return stage if stage in row.below[top] else None
 
 
 def _prompt(request: Request, tokenizer: Tokenizer) -> list[int]:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 import torch
 
-from stepladder.decoding.loading import Loaded, load
+from stepladder.decoding.loading import Loaded, load, needed
+from stepladder.decoding.memory import Need, Probe, free_bytes, require
 from stepladder.decoding.models import Feed, LanguageModel
 from stepladder.decoding.tokenizer import Tokenizer
 from stepladder.decoding.vocabulary import Voice, common
@@ -49,21 +50,25 @@ class Row:
         return self.loaded[index].tokenizer
 
 
-def load_row(settings: Sequence[Settings]) -> Row:
+def load_row(settings: Sequence[Settings], *, probe: Probe = free_bytes) -> Row:
     """Load every model. Blocks for as long as that takes.
+
+    What all of them take together is compared with what is free (``probe``) before the first is loaded.
 
     Raises ModelFileError, EngineError or MissingExtraError with the stage's name, and ConfigError where a chain that
     was asked for joins models with different tokens.
     """
     drafters = [each for each in settings if each.drafter is not None]
     names = (*(each.own_drafter for each in drafters), *(each.stage.name for each in settings))
+    _require_room(names, (*((each, each.drafter) for each in drafters), *((each, None) for each in settings)), probe)
     loaded = (*(_load(each, str(each.drafter)) for each in drafters), *(_load(each, None) for each in settings))
     asked = {each.stage.name: each.chain for each in settings}
     owners = {each.own_drafter: each.stage.name for each in drafters}
     below = tuple(_below(position, names, loaded, asked.get(name), owners) for position, name in enumerate(names))
     _narrow(loaded, below)
     row = Row(names, loaded, below)
-    _warn_of_large_drafters(row, asked)
+    own = {each.stage.name: (each.own_drafter,) for each in drafters if each.chain is None}
+    _warn_of_large_drafters(row, {**asked, **own})
     return row
 
 
@@ -103,6 +108,32 @@ def use_threads(count: int) -> None:
     """
     if count:
         torch.set_num_threads(count)
+
+
+def _require_room(names: Sequence[str], wanted: Sequence[tuple[Settings, str | None]], probe: Probe) -> None:
+    """Raise EngineError naming all models of a device that has no room for them together."""
+    totals: dict[str, tuple[list[str], Need]] = {}
+    for name, (settings, drafter) in zip(names, wanted, strict=True):
+        device, need = _needed(settings, drafter)
+        sharing, before = totals.get(device, ([], Need(0, 0)))
+        totals[device] = ([*sharing, name], Need(before.weights + need.weights, before.cache + need.cache))
+    for device, (sharing, need) in totals.items():
+        require(need, name="', '".join(sharing), device=device, probe=probe)
+
+
+def _needed(settings: Settings, drafter: str | None) -> tuple[str, Need]:
+    name = settings.stage.name
+    try:
+        return needed(
+            drafter or settings.stage.model,
+            name=settings.own_drafter if drafter else name,
+            dtype=settings.dtype,
+            device=settings.device,
+            context=settings.stage.context,
+            slots=settings.slots,
+        )
+    except ModelFileError as error:
+        raise ModelFileError(f"stage '{name}': {error}") from error
 
 
 def _load(settings: Settings, drafter: str | None) -> Loaded:
