@@ -251,6 +251,9 @@ NAMES = ("small", "medium", "large")
 ROWS = 64
 
 
+COMPARED = 128
+"""Prompts on which transformers' own loop is asked as well: it takes longer than all others together."""
+
 Way = tuple[Callable[[], Verifier], Callable[[list[Emitted]], bool]]
 """The chain for an answer's next round, and who is told what a round wrote."""
 
@@ -444,6 +447,7 @@ def test_greedy_answers_are_the_same_by_every_way(ladder: list[Loaded], prompts:
             same(asked, plain, eight, "8 at once")
             few = Asked(ladder, asked.prompts[:8], most)
             same(few, plain[:8], few.written(few.planned(speculation=["small"], draft_length=4), rows=1), "1 at once")
-        same(asked, plain, generated(asked), "transformers' generate")
+        if start < COMPARED or most > 5:
+            same(asked, plain, generated(asked), "transformers' generate")
     assert ended > 0
     assert any(len(chain) > 1 for chain in learns.ran), "auto never chose a chain"
