@@ -281,7 +281,7 @@ def ladder(args: argparse.Namespace) -> tuple[Stage, ...]:
     folder = NANO if args.ladder == "nano" else Path(args.ladder)
     files = args.stages.split(",") if args.stages else [f"nano-{size}.gguf" for size in ("small", "medium", "large")]
     options = {"dtype": args.dtype, "device": args.device, "n_parallel": 1}
-    names = [Path(file).name.split(".")[0] for file in files]
+    names = [Path(file).name.removesuffix(".gguf") for file in files]
     return tuple(
         Stage(
             name,

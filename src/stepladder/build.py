@@ -316,7 +316,8 @@ def _wrong_weights(settings: Settings) -> list[Problem]:
     """Local model files that are missing or no GGUF."""
     found = []
     for index, stage in enumerate(settings.stages):
-        if stage.engine == "llama" and not is_hub_reference(stage.model):
+        file = stage.engine == "llama" or (stage.engine == "torch" and stage.model.endswith(".gguf"))
+        if file and not is_hub_reference(stage.model):
             try:
                 _weights(stage, settings.folder)
             except ModelFileError as error:

@@ -49,7 +49,7 @@ def test_ask_tells_what_was_drafted(tmp_path, capsys):
     path = tmp_path / "ladder.toml"
     path.write_text(LADDER.replace('reply = "from low"', 'reply = "a b c d", speedup = 2'), "utf-8")
     assert main(["ask", "-l", str(path), "hello"]) == 0
-    assert capsys.readouterr().err.splitlines()[1:] == ["low: accepted 2/2 from ngram"]
+    assert capsys.readouterr().err.splitlines()[1:] == ["low: low accepted 2/2 from ngram"]
     assert main(["ask", "-q", "-l", str(path), "hello"]) == 0
     assert capsys.readouterr().err == ""
 
@@ -58,12 +58,12 @@ def test_ask_tells_what_was_drafted(tmp_path, capsys):
     ("found", "said"),
     [
         (Speculation(("b",)), "nothing was drafted"),
-        (Speculation(pairs=(Drafting("", "b", 9, 5),)), "accepted 5/9 from its drafter"),
+        (Speculation(pairs=(Drafting("", "b", 9, 5),)), "b accepted 5/9 from its drafter"),
         (
             Speculation(
                 pairs=(Drafting("a", "b", 9, 5), Drafting("ngram", "a", 4, 0)), climbed=20, kept=14, moved=0.03
             ),
-            "accepted 5/9 from a, accepted 0/4 from ngram, kept 14/20 of the lower answer, moved the law by 0.030",
+            "b accepted 5/9 from a, a accepted 0/4 from ngram, kept 14/20 of the lower answer, moved the law by 0.030",
         ),
     ],
 )

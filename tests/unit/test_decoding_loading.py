@@ -505,6 +505,24 @@ def test_any_content_comes_back_out_of_a_conversation(content):
     assert tokenizer.decode(tokenizer.encode(kept)) == kept
 
 
+USERS_ONLY = "{% for m in messages %}{% if m.role == 'user' %}[{{ m.content | trim }}]{% endif %}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("messages", "read"),
+    [
+        ([("user", "a")], "[a]"),
+        ([("system", "be brief "), ("user", "a")], "[be brief \na]"),
+        ([("developer", "d"), ("system", "s"), ("user", "a"), ("user", "b")], "[d\ns\na][b]"),
+        ([("user", "a"), ("system", "late")], "[a][late]"),
+    ],
+)
+def test_instructions_that_a_template_leaves_out_are_not_lost(messages, read):
+    tokenizer = letters(template=USERS_ONLY)
+    tokens = tokenizer.chat([{"role": role, "content": content} for role, content in messages])
+    assert tokenizer.decode(tokens) == read
+
+
 def test_messages_that_a_template_refuses_or_that_have_none():
     with pytest.raises(ModelFileError, match="'letters' has no chat template"):
         letters(template=None).chat([{"role": "user", "content": "x"}])

@@ -64,7 +64,11 @@ def summary(answer: Answer) -> str:
 
 def speculated(found: Speculation) -> str:
     """How speculation went: what was accepted of each drafter's tokens, and what was kept of a lower answer's."""
-    parts = [f"accepted {pair.accepted}/{pair.drafted} from {pair.drafter or 'its drafter'}" for pair in found.pairs]
+    parts = [
+        f"{pair.target} accepted {pair.accepted}/{pair.drafted} from {pair.drafter or 'its drafter'}"
+        for pair in found.pairs
+        if pair.drafted
+    ]
     if found.climbed:
         parts.append(f"kept {found.kept}/{found.climbed} of the lower answer")
     if found.moved is not None:

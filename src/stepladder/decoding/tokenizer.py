@@ -11,6 +11,9 @@ from stepladder.errors import ModelFileError, RequestError
 CUT = "\ue000"
 """Put into words of a message that spell a control token, and taken out again; from Unicode's private use."""
 
+INSTRUCTING = ("system", "developer")
+"""Roles whose words tell the model what to do."""
+
 UNFINISHED = "\ufffd"
 """What decoding gives for bytes that are no whole character, perhaps not yet."""
 
@@ -59,8 +62,10 @@ class Tokenizer:
         """Tokens of a conversation ({"role", "content"} each) as the model was taught it, up to where it answers.
 
         Control tokens come from the template alone: contents that spell one are kept apart while the template is filled
-        in, and read as words. Raises ModelFileError for a model without a template, RequestError for messages that its
-        template refuses.
+        in, and read as words. Instructions (system, developer) that a template leaves out are put before the words of
+        the user's turn behind them, as llama.cpp does: they must not vanish.
+
+        Raises ModelFileError for a model without a template, RequestError for messages that its template refuses.
         """
         if self._tokenizer.chat_template is None:
             raise ModelFileError(f"model '{self.name}' has no chat template, so it cannot be given messages")
@@ -68,10 +73,16 @@ class Tokenizer:
 
         kept = [{**message, "content": self._apart(message["content"])} for message in messages]
         try:
-            text = self._tokenizer.apply_chat_template(kept, tokenize=False, add_generation_prompt=True)
+            text = self._rendered(kept)
+            if any(part not in text for part in _instructions(kept)):
+                text = self._rendered(_folded(kept))
         except (TemplateError, TypeError, ValueError) as error:
             raise RequestError(f"the chat template of '{self.name}' refuses these messages: {error}") from error
         return [token for part in text.split(CUT) for token in self._encode(part, split_special_tokens=False)]
+
+    def _rendered(self, messages: Sequence[Mapping[str, str]]) -> str:
+        text: str = self._tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+        return text
 
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of tokens, without control tokens; bytes that are no character become U+FFFD."""
@@ -101,6 +112,26 @@ class Tokenizer:
         with self._lock:
             tokens: list[int] = self._tokenizer.encode(text, **({"add_special_tokens": False} | how))
         return tokens
+
+
+def _instructions(messages: Sequence[Mapping[str, str]]) -> list[str]:
+    """What system and developer messages say, without the blanks around it."""
+    return [each["content"].strip() for each in messages if each["role"] in INSTRUCTING]
+
+
+def _folded(messages: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:
+    """The messages with instructions put before the words of the next user's turn."""
+    folded: list[Mapping[str, str]] = []
+    waiting: list[str] = []
+    for message in messages:
+        if message["role"] in INSTRUCTING:
+            waiting.append(message["content"])
+        elif message["role"] == "user" and waiting:
+            folded.append({**message, "content": "\n".join([*waiting, message["content"]])})
+            waiting = []
+        else:
+            folded.append(message)
+    return [*folded, {"role": "user", "content": "\n".join(waiting)}] if waiting else folded
 
 
 class Detokenizer:
