@@ -174,7 +174,7 @@ class TorchEngine:
         except WireError as error:
             yield Attempt(stage.name, fault=error.fault)
             return
-        except Exception as error:
+        except Exception as error:  # loading lets through whatever files and drivers lead to; it is a failed attempt
             if self._closed:
                 raise EngineError(f"stage '{stage.name}': the engine was closed") from error
             told = str(error) if isinstance(error, StepladderError) else f"{type(error).__name__}: {error}"

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -122,37 +124,36 @@ def _require_room(names: Sequence[str], wanted: Sequence[tuple[Settings, str | N
 
 
 def _needed(settings: Settings, drafter: str | None) -> tuple[str, Need]:
-    name = settings.stage.name
-    try:
-        return needed(
-            drafter or settings.stage.model,
-            name=settings.own_drafter if drafter else name,
-            dtype=settings.dtype,
-            device=settings.device,
-            context=settings.stage.context,
-            slots=settings.slots,
-        )
-    except ModelFileError as error:
-        raise ModelFileError(f"stage '{name}': {error}") from error
+    with _named(settings):
+        return needed(drafter or settings.stage.model, **_options(settings, drafter))
 
 
 def _load(settings: Settings, drafter: str | None) -> Loaded:
-    name = settings.stage.name
     source = drafter or settings.stage.model
-    try:
+    with _named(settings):
         if drafter is None and settings.sha256 is not None:
             verify(source, settings.sha256)
-        return load(
-            source,
-            name=settings.own_drafter if drafter else name,
-            dtype=settings.dtype,
-            device=settings.device,
-            context=settings.stage.context,
-            slots=settings.slots,
-            chunk=settings.chunk,
-        )
+        return load(source, chunk=settings.chunk, **_options(settings, drafter))
+
+
+def _options(settings: Settings, drafter: str | None) -> dict[str, Any]:
+    """What a model's place and size follow from; ``drafter`` is None for the stage's own model."""
+    return {
+        "name": settings.own_drafter if drafter else settings.stage.name,
+        "dtype": settings.dtype,
+        "device": settings.device,
+        "context": settings.stage.context,
+        "slots": settings.slots,
+    }
+
+
+@contextmanager
+def _named(settings: Settings) -> Iterator[None]:
+    """Put the stage's name before what is wrong with its files."""
+    try:
+        yield
     except ModelFileError as error:
-        raise ModelFileError(f"stage '{name}': {error}") from error
+        raise ModelFileError(f"stage '{settings.stage.name}': {error}") from error
 
 
 def _below(
