@@ -32,6 +32,7 @@ from stepladder.types import (
     Request,
     Stage,
     Stop,
+    StoreCounts,
     Trace,
     Usage,
     View,
@@ -204,6 +205,9 @@ class FakeStore:
 
     def outcomes(self, trace_id: str) -> tuple[Outcome, ...]:
         return (Outcome(trace_id, 0.5, "user"),)
+
+    def counts(self) -> StoreCounts:
+        return StoreCounts(appended=len(self.traces))
 
     def close(self) -> None:
         self.closed += 1

@@ -13,7 +13,8 @@ from typing import Any, Final, Literal
 CostUnit = Literal["relative", "usd", "gpu_s"]
 Mode = Literal["route", "cascade", "fixed"]
 Endpoint = Literal["chat", "completion"]
-Capability = Literal["stream", "logprobs", "tools", "images", "json", "score"]
+StreamMode = Literal["final", "hold-back", "restart"]
+Capability = Literal["stream", "logprobs", "tools", "images", "json", "score", "prompts"]
 FaultKind = Literal[
     "timeout", "connect", "rate_limit", "bad_request", "context", "auth", "server", "protocol", "crash", "cancelled"
 ]
@@ -75,7 +76,12 @@ class Ladder:
 
 @dataclass(frozen=True, slots=True)
 class Dials:
-    """What one caller asks of the climb; None leaves the ladder's own setting."""
+    """What one caller asks of the climb; None leaves the ladder's own setting.
+
+    ``stream_mode`` says what a caller who streams sees of answers that may yet be dropped (``router.Router.stream``):
+    nothing (`final`), nothing of their first ``hold_back`` tokens (`hold-back`), or all (`restart`). ``report`` asks
+    for what was spent at the end of a stream.
+    """
 
     lam: float | None = None
     mode: Mode | None = None
@@ -83,6 +89,9 @@ class Dials:
     max_stage: str | None = None
     max_cost: float | None = None
     explain: bool = False
+    stream_mode: StreamMode | None = None
+    hold_back: int | None = None
+    report: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,10 +306,18 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """A piece of an attempt on its way: its text, and the wire chunk it came in where there was one."""
+    """A piece of an attempt on its way: its text, and the wire chunk it came in where there was one.
+
+    ``data`` are the chunk's bytes where they say just what ``raw`` says, so that it need not be written anew;
+    ``logprobs`` the natural-log probabilities of its tokens where they are told. ``more`` says that the next piece is
+    already here, so that both may be sent on together.
+    """
 
     text: str
     raw: Mapping[str, Any] | None = field(default=None, repr=False)
+    data: bytes | None = field(default=None, repr=False, compare=False)
+    logprobs: tuple[float, ...] = ()
+    more: bool = field(default=False, compare=False)
 
 
 EngineEvent = Delta | Attempt
@@ -396,12 +413,17 @@ class Versions:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One turn of the loop: what was known, what was decided, what came of it."""
+    """One turn of the loop: what was known, what was decided, what came of it.
+
+    ``partial`` is an answer that was looked at before it was whole (a stream held back): the last of the view's
+    attempts then, without a fault and without a finish reason, and none of the trace's.
+    """
 
     view: View
     decision: Decision
     decide_s: float = 0.0
     attempt: Attempt | None = None
+    partial: Attempt | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -409,6 +431,8 @@ class Trace:
     """Everything that happened to one request; enough to replay it without a model.
 
     ``created_at`` is seconds since the Unix epoch; ``answer_index`` points into the attempts, None where all failed.
+    ``first_token_s`` is when the caller, not the router, saw the first piece of an answer: seconds from the start, None
+    where nothing was streamed to it.
     """
 
     id: str
@@ -424,6 +448,7 @@ class Trace:
     answer_index: int | None = None
     fault: Fault | None = None
     seconds: float = 0.0
+    first_token_s: float | None = None
 
     @property
     def attempts(self) -> tuple[Attempt, ...]:
@@ -473,15 +498,58 @@ class Decided:
 
 
 RouterEvent = Decided | Delta | Attempt | Answer
-"""What ``router.stream`` yields: Decided, Delta (only of a final call), Attempt, and so on; at the end one Answer."""
+"""What ``router.stream`` yields: Decided, Delta, Attempt, and so on; at the end one Answer.
+
+Deltas are the caller's to show: those of a final call, and of others as ``Dials.stream_mode`` allows.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Measured quality of an attempt in [0, 1]: a grader's, a judge's or a user's."""
+    """Measured quality of an attempt in [0, 1]: a grader's, a judge's or a user's.
+
+    One source may tell several of one decision, each under a ``key`` of its own; without one there is one for each stage
+    that it names (None: the answer that was kept).
+    """
 
     decision_id: str
     score: float
     source: str
     stage: str | None = None
     comment: str | None = None
+    key: str | None = None
+
+
+Change = Literal["added", "same", "replaced", "conflict"]
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What became of an outcome that was handed to a store.
+
+    ``change`` is "same" where exactly this outcome was kept before, and "conflict" where another one was and stays.
+    ``found`` says whether the store holds the trace of its decision.
+    """
+
+    change: Change
+    found: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StoreCounts:
+    """What a trace store did since it was opened, and what waits now.
+
+    ``shed`` are traces that were dropped for want of room or could not be written, ``pruned`` those that were old
+    enough to go. Feedback is accepted (it is on disk), refused (it contradicts what was kept under its key), or failed.
+    """
+
+    appended: int = 0
+    written: int = 0
+    shed: int = 0
+    pruned: int = 0
+    waiting: int = 0
+    waiting_bytes: int = 0
+    feedback_accepted: int = 0
+    feedback_refused: int = 0
+    feedback_failed: int = 0
+    feedback_waiting: int = 0

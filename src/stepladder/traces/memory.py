@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from itertools import islice
 
 from stepladder.traces.weight import MAX_BYTES, weigh, without_raw
-from stepladder.types import Outcome, Trace
+from stepladder.types import Outcome, StoreCounts, Trace
 
 
 class MemoryTraceStore:
@@ -24,6 +24,7 @@ class MemoryTraceStore:
         self._weights: dict[str, int] = {}
         self._lock = threading.Lock()
         self._traces: dict[str, Trace] = {}
+        self._counts = StoreCounts()
         self._outcomes: dict[tuple[str, str, str | None], Outcome] = {}
 
     def append(self, trace: Trace) -> None:
@@ -56,6 +57,10 @@ class MemoryTraceStore:
     def _forget(self, trace_id: str) -> None:
         self._traces.pop(trace_id, None)
         self._bytes -= self._weights.pop(trace_id, 0)
+
+    def counts(self) -> StoreCounts:
+        """What was done so far."""
+        return self._counts
 
     def close(self) -> None:
         """Nothing to close."""

@@ -16,7 +16,7 @@ import orjson
 from stepladder.errors import TraceError
 from stepladder.traces.codec import decode, encode
 from stepladder.traces.weight import MAX_BYTES, weigh, without_raw
-from stepladder.types import Outcome, Trace
+from stepladder.types import Outcome, StoreCounts, Trace
 
 log = logging.getLogger("stepladder.traces")
 
@@ -126,6 +126,11 @@ class SqliteTraceStore:
         with self._using() as db:
             rows = db.execute(query, (trace_id,)).fetchall()
         return tuple(Outcome(trace_id, score, source, stage or None, comment) for score, source, stage, comment in rows)
+
+    def counts(self) -> StoreCounts:
+        """What was done so far, and what waits."""
+        with self._gate:
+            return StoreCounts(shed=self.shed, waiting=self._waiting, waiting_bytes=self._waiting_bytes)
 
     def flush(self, limit_s: float = FLUSH_LIMIT_S) -> None:
         """Wait until everything appended so far was written. Raises TraceError where that takes too long."""
