@@ -5,8 +5,9 @@ StepladderError                      catch this one to catch them all
 │   ├── ConfigError                  a configuration with one or more problems, each with key, line and cure
 │   ├── MissingExtraError            an optional dependency is not installed; says the command that installs it
 │   ├── PluginError                  a name that no plug-in answers to, or a plug-in that cannot be loaded
-│   └── RequestError                 a request that cannot be served as it stands
-│       └── NoStageError             no stage may take it: says why for each
+│   ├── RequestError                 a request that cannot be served as it stands
+│   │   └── NoStageError             no stage may take it: says why for each
+│   └── AccessError                  a caller without a key that is good, or whose key does not allow what was asked
 ├── ArtifactError                    a predictor's artifact that is missing, foreign, damaged or of another ladder
 ├── ModelFileError                   a model file that is missing, no GGUF, or not the one its checksum names
 ├── EngineError                      an engine that cannot be started or was used after it was closed
@@ -85,6 +86,19 @@ class RequestError(UsageError):
 
 class NoStageError(RequestError):
     """No stage may take the request."""
+
+
+class AccessError(UsageError):
+    """A caller who may not, or not now. ``status`` is HTTP's, ``kind`` OpenAI's type; ``retry_after`` is in seconds."""
+
+    def __init__(
+        self, message: str, *, status: int, kind: str, code: str | None, retry_after: float | None = None
+    ) -> None:
+        self.status = status
+        self.kind = kind
+        self.code = code
+        self.retry_after = retry_after
+        super().__init__(message)
 
 
 class ArtifactError(StepladderError):

@@ -113,6 +113,7 @@ class Router:
         self.parts = parts
         self._refusals: dict[str, int] = {}
         """How often in a row each stage refused to tell log probabilities and answered without them."""
+        self._watchers: list[Callable[[Trace], None]] = []
 
     async def start(self) -> None:
         """Start every engine. The first that cannot raises EngineError or ModelFileError, and none stays started."""
@@ -128,6 +129,10 @@ class Router:
             closing.callback(self.parts.store.close)
             for engine in self._engines():
                 closing.push_async_callback(engine.close)
+
+    def watch(self, watcher: Callable[[Trace], None]) -> None:
+        """Tell ``watcher`` of each trace as it is stored, before the answer goes out. It is quick, and never raises."""
+        self._watchers.append(watcher)
 
     async def answer(self, request: Request) -> Answer:
         """The fold of ``stream``: the last event. Raises RequestError or AnswerError."""
@@ -167,6 +172,8 @@ class Router:
         finally:
             trace = self._finish(climb)
             self.parts.store.append(trace)
+            for watcher in self._watchers:
+                watcher(trace)
         if climb.kept is None:
             raise AnswerError(climb.fault or Fault("server", "no answer"), trace)
         yield Answer(climb.kept, trace)
@@ -370,6 +377,8 @@ class Router:
         return tuple(name for name, context in contexts.items() if context is None or context > max(bounds))
 
     def _refusal(self, stage: Stage, request: Request) -> str | None:
+        if request.only is not None and stage.name not in request.only:
+            return "is not for this caller"
         missing = request.needs - self.parts.engines[stage.name].capabilities(stage)
         if missing:
             return f"cannot do {', '.join(sorted(missing))}"

@@ -16,8 +16,20 @@ Endpoint = Literal["chat", "completion"]
 StreamMode = Literal["final", "hold-back", "restart"]
 Capability = Literal["stream", "logprobs", "tools", "images", "json", "score", "prompts"]
 FaultKind = Literal[
-    "timeout", "connect", "rate_limit", "bad_request", "context", "auth", "server", "protocol", "crash", "cancelled"
+    "timeout",
+    "connect",
+    "rate_limit",
+    "bad_request",
+    "context",
+    "auth",
+    "server",
+    "protocol",
+    "crash",
+    "cancelled",
+    "unavailable",
 ]
+AbsenceKind = Literal["full", "rate_limit", "breaker"]
+BreakerState = Literal["closed", "open", "half_open", "off"]
 
 EMPTY: Mapping[str, Any] = MappingProxyType({})
 
@@ -80,7 +92,8 @@ class Dials:
 
     ``stream_mode`` says what a caller who streams sees of answers that may yet be dropped (``router.Router.stream``):
     nothing (`final`), nothing of their first ``hold_back`` tokens (`hold-back`), or all (`restart`). ``report`` asks
-    for what was spent at the end of a stream.
+    for what was spent at the end of a stream. ``session`` names the conversation that this request goes on with, by a
+    name of the caller's.
     """
 
     lam: float | None = None
@@ -92,11 +105,16 @@ class Dials:
     stream_mode: StreamMode | None = None
     hold_back: int | None = None
     report: bool = False
+    session: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One question. ``messages`` and ``params`` are OpenAI wire values, kept as they came so that nothing is lost."""
+    """One question. ``messages`` and ``params`` are OpenAI wire values, kept as they came so that nothing is lost.
+
+    ``caller`` is the name of whoever asks, where somebody checked it; ``only`` are the stages that the caller may use
+    (None: all).
+    """
 
     id: str
     messages: tuple[Mapping[str, Any], ...] = ()
@@ -104,6 +122,8 @@ class Request:
     params: Mapping[str, Any] = field(default_factory=lambda: EMPTY)
     dials: Dials = Dials()
     needs: frozenset[Capability] = frozenset()
+    caller: str | None = None
+    only: tuple[str, ...] | None = None
 
     @property
     def endpoint(self) -> Endpoint:
@@ -184,19 +204,20 @@ class Estimates:
 class Cost:
     """What a step is expected to cost, in parts. Only ``resource`` is ever billed.
 
-    ``resource``, ``latency`` and ``congestion`` are in the ladder's cost unit; ``seconds`` is the expected time,
-    of which ``latency`` is the price.
+    ``resource``, ``latency``, ``congestion`` and ``switch`` are in the ladder's cost unit; ``seconds`` is the expected
+    time, of which ``latency`` is the price. ``switch`` is the price of leaving the stage that a conversation is at.
     """
 
     resource: float
     seconds: float = 0.0
     latency: float = 0.0
     congestion: float = 0.0
+    switch: float = 0.0
 
     @property
     def total(self) -> float:
         """What the objective sees."""
-        return self.resource + self.latency + self.congestion
+        return self.resource + self.latency + self.congestion + self.switch
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,7 +304,8 @@ class Attempt:
 
     ``raw`` is the engine's whole reply in OpenAI's shape where it has one, so that a gateway loses nothing;
     ``logprobs`` are the chosen tokens' natural-log probabilities. ``cost`` is what is billed for it. ``speculation``
-    is None where the engine does not speculate or does not tell.
+    is None where the engine does not speculate or does not tell. ``tries`` is how often its server was asked: above 1
+    where it was asked again after it had refused without a byte of an answer.
     """
 
     stage: str
@@ -297,6 +319,7 @@ class Attempt:
     fault: Fault | None = None
     raw: Mapping[str, Any] | None = field(default=None, repr=False, compare=False)
     speculation: Speculation | None = None
+    tries: int = 1
 
     @property
     def is_answer(self) -> bool:
@@ -336,6 +359,81 @@ def draft_below(stage: str, order: Sequence[str], attempts: Iterable[Attempt], e
     return max(lower, key=lambda made: estimates[made.stage].mean, default=None)
 
 
+# ── being there ──────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class Absence:
+    """Why a stage cannot take a call now, and in how many seconds it may be tried again (an estimate, from 0 up).
+
+    ``full``: as many calls wait for it as may; ``rate_limit``: its server asked to be left alone until then;
+    ``breaker``: it failed so often that it is left in peace for a while.
+    """
+
+    kind: AbsenceKind
+    message: str
+    retry_after: float
+
+
+def absence_fault(absent: Mapping[str, Absence]) -> Fault:
+    """The fault of a request that none of these stages can take now; at least one is given.
+
+    Where all of them are broken the service is (503), else there is too much to do (429). Either way the caller is told
+    the soonest that any of them may be tried.
+    """
+    kind: FaultKind = "unavailable" if all(each.kind == "breaker" for each in absent.values()) else "rate_limit"
+    told = "; ".join(f"{name}: {each.message}" for name, each in absent.items())
+    soonest = min(each.retry_after for each in absent.values())
+    return Fault(kind, f"no allowed stage can take a call now: {told}", retry_after=soonest)
+
+
+@dataclass(frozen=True, slots=True)
+class Fallback:
+    """What is done where no decision could be made: ``stage`` is called first, since ``reason``."""
+
+    stage: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class StageState:
+    """How one stage stands at this moment, and what has happened to it since the start.
+
+    ``in_flight`` calls are at work; beyond ``places`` (None: not known) further ones are ``waiting``. ``calls`` counts
+    those begun, ``failures`` the attempts that spoke against the stage's health, ``opened`` how often its breaker
+    opened, ``retries`` how often its server was asked again, ``left_out`` by reason the decisions and calls that it was
+    left out of. ``absence`` is None while it can take a call.
+    """
+
+    stage: str
+    breaker: BreakerState
+    absence: Absence | None
+    places: int | None
+    in_flight: int
+    waiting: int
+    calls: int
+    failures: int
+    opened: int
+    retries: int
+    left_out: Mapping[AbsenceKind, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The router's counters at this moment.
+
+    ``failed_open`` counts, by what failed ("predictor: ValueError"), decisions that were made without it.
+    ``conversations`` are remembered; ``stayed`` and ``switched`` of their follow-ups were answered by the stage that
+    had answered before, or by another.
+    """
+
+    stages: tuple[StageState, ...] = ()
+    failed_open: Mapping[str, int] = field(default_factory=lambda: EMPTY)
+    conversations: int = 0
+    stayed: int = 0
+    switched: int = 0
+
+
 # ── deciding ─────────────────────────────────────────────────────────────────
 
 
@@ -369,9 +467,10 @@ Action = Call | Stop | Fail
 class View:
     """All that a policy may know at one step.
 
-    ``stages`` are the allowed ones, cheapest first; ``costs`` are the expected marginal costs from here;
-    ``spent`` is what was billed so far. ``coin`` in [0, 1) is drawn from (seed, request id, step), ``lot`` from (seed,
-    request id): the same at every step of a request.
+    ``stages`` are the allowed ones that can take a call now, cheapest first; ``absent`` are allowed ones that cannot;
+    ``costs`` are the expected marginal costs from here; ``spent`` is what was billed so far. ``coin`` in [0, 1) is drawn
+    from (seed, request id, step), ``lot`` from (seed, request id): the same at every step of a request. ``fallback`` is
+    set where estimates or costs could not be had and stand for nothing: then the policy is not asked.
     """
 
     stages: tuple[str, ...]
@@ -382,6 +481,8 @@ class View:
     spent: float = 0.0
     coin: float = 0.0
     lot: float = 0.0
+    absent: Mapping[str, Absence] = field(default_factory=lambda: EMPTY)
+    fallback: Fallback | None = None
 
     def value(self, stage: str) -> float:
         """V = λ·Q − C of calling this stage now (DESIGN §1)."""

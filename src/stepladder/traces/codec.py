@@ -1,7 +1,7 @@
 """Trace ⇄ plain JSON values, schema 1.
 
 The number rises where an older reader would take a new record for something it is not. What came later and older
-readers pass over (a lot, a speculation) stands under a key of its own and may be missing.
+readers pass over (a lot, a speculation, a first token's time) stands under a key of its own and may be missing.
 
 A view's attempts and the attempts that actions name are those of the earlier steps, so they are written once, as the
 step that made them, and pointed to by number. What a trace does not hold: the raw wire reply (only what it meant).
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from itertools import count
 from typing import Any
 
 from stepladder.errors import TraceError
@@ -38,6 +39,8 @@ from stepladder.types import (
 )
 
 SCHEMA = 1
+PARTIAL = "partial"
+"""Where an action points to the answer that its own step looked at before it was whole."""
 
 
 def encode(trace: Trace) -> dict[str, Any]:
@@ -58,6 +61,7 @@ def encode(trace: Trace) -> dict[str, Any]:
         "answer_index": trace.answer_index,
         "fault": None if trace.fault is None else asdict(trace.fault),
         "seconds": trace.seconds,
+        **({} if trace.first_token_s is None else {"first_token_s": trace.first_token_s}),
     }
 
 
@@ -82,11 +86,14 @@ def _encode_request(request: Request) -> dict[str, Any]:
         "params": dict(request.params),
         "dials": asdict(request.dials),
         "needs": sorted(request.needs),
+        **({} if request.caller is None else {"caller": request.caller}),
+        **({} if request.only is None else {"only": list(request.only)}),
     }
 
 
 def _encode_step(step: Step, attempts: Sequence[Attempt]) -> dict[str, Any]:
-    view, decision = step.view, step.decision
+    view, decision, partial = step.view, step.decision, step.partial
+    looked = {} if partial is None else {"partial": _encode_attempt(partial)}
     return {
         "stages": list(view.stages),
         "lam": view.lam,
@@ -97,27 +104,31 @@ def _encode_step(step: Step, attempts: Sequence[Attempt]) -> dict[str, Any]:
         "spent": view.spent,
         "coin": view.coin,
         "lot": view.lot,
-        "attempts_seen": len(view.attempts),
-        "action": _encode_action(decision.action, attempts),
+        "attempts_seen": len(view.attempts) - (partial is not None),
+        "action": _encode_action(decision.action, attempts, partial),
         "propensity": decision.propensity,
         "values": dict(decision.values),
         "reason": decision.reason,
         "decide_s": step.decide_s,
         "attempt": None if step.attempt is None else _encode_attempt(step.attempt),
+        **looked,
     }
 
 
-def _encode_action(action: Action, attempts: Sequence[Attempt]) -> dict[str, Any]:
+def _encode_action(action: Action, attempts: Sequence[Attempt], partial: Attempt | None) -> dict[str, Any]:
     match action:
         case Call(stage, final, draft):
-            return {"call": stage, "final": final, "draft": None if draft is None else _index(draft, attempts)}
+            pointer = None if draft is None else _index(draft, attempts, partial)
+            return {"call": stage, "final": final, "draft": pointer}
         case Stop(attempt):
-            return {"stop": _index(attempt, attempts)}
+            return {"stop": _index(attempt, attempts, partial)}
         case Fail(fault):
             return {"fail": asdict(fault)}
 
 
-def _index(attempt: Attempt, attempts: Sequence[Attempt]) -> int:
+def _index(attempt: Attempt, attempts: Sequence[Attempt], partial: Attempt | None) -> int | str:
+    if attempt is partial:
+        return PARTIAL
     for position, candidate in enumerate(attempts):
         if candidate is attempt:
             return position
@@ -159,6 +170,8 @@ def encode_speculation(found: Speculation) -> dict[str, Any]:
 def _decode(body: Mapping[str, Any]) -> Trace:
     raw_steps = body["steps"]
     attempts = tuple(_decode_attempt(raw["attempt"]) for raw in raw_steps if raw["attempt"] is not None)
+    made = count()
+    numbers = [None if raw["attempt"] is None else next(made) for raw in raw_steps]
     return Trace(
         id=body["id"],
         created_at=body["created_at"],
@@ -169,10 +182,11 @@ def _decode(body: Mapping[str, Any]) -> Trace:
         mode=body["mode"],
         cost_unit=body["cost_unit"],
         versions=Versions(**body["versions"]),
-        steps=tuple(_decode_step(raw, attempts) for raw in raw_steps),
+        steps=tuple(_decode_step(raw, attempts, number) for raw, number in zip(raw_steps, numbers, strict=True)),
         answer_index=body["answer_index"],
         fault=_decode_fault(body["fault"]),
         seconds=body["seconds"],
+        first_token_s=body.get("first_token_s"),
     )
 
 
@@ -184,11 +198,14 @@ def _decode_request(raw: Mapping[str, Any]) -> Request:
         params=raw["params"] or EMPTY,
         dials=Dials(**raw["dials"]),
         needs=frozenset(raw["needs"]),
+        caller=raw.get("caller"),
+        only=None if raw.get("only") is None else tuple(raw["only"]),
     )
 
 
-def _decode_step(raw: Mapping[str, Any], attempts: Sequence[Attempt]) -> Step:
-    seen = raw["attempts_seen"]
+def _decode_step(raw: Mapping[str, Any], attempts: Sequence[Attempt], number: int | None) -> Step:
+    partial = None if raw.get("partial") is None else _decode_attempt(raw["partial"])
+    seen = tuple(attempts[: raw["attempts_seen"]])
     view = View(
         stages=tuple(raw["stages"]),
         lam=raw["lam"],
@@ -196,21 +213,32 @@ def _decode_step(raw: Mapping[str, Any], attempts: Sequence[Attempt]) -> Step:
             {name: Estimate(*numbers) for name, numbers in raw["estimates"].items()}, raw["calibrated"], raw["notes"]
         ),
         costs={name: Cost(**cost) for name, cost in raw["costs"].items()},
-        attempts=tuple(attempts[:seen]),
+        attempts=seen if partial is None else (*seen, partial),
         spent=raw["spent"],
         coin=raw["coin"],
         lot=raw.get("lot", 0.0),  # traces of before there were lots
     )
-    decision = Decision(_decode_action(raw["action"], attempts), raw["propensity"], raw["values"], raw["reason"])
-    return Step(view, decision, raw["decide_s"], None if raw["attempt"] is None else attempts[seen])
+    action = _decode_action(raw["action"], attempts, partial)
+    decision = Decision(action, raw["propensity"], raw["values"], raw["reason"])
+    return Step(view, decision, raw["decide_s"], None if number is None else attempts[number], partial)
 
 
-def _decode_action(raw: Mapping[str, Any], attempts: Sequence[Attempt]) -> Action:
+def _decode_action(raw: Mapping[str, Any], attempts: Sequence[Attempt], partial: Attempt | None) -> Action:
     if "call" in raw:
-        return Call(raw["call"], raw["final"], None if raw["draft"] is None else attempts[raw["draft"]])
+        return Call(
+            raw["call"], raw["final"], None if raw["draft"] is None else _pointed(raw["draft"], attempts, partial)
+        )
     if "stop" in raw:
-        return Stop(attempts[raw["stop"]])
+        return Stop(_pointed(raw["stop"], attempts, partial))
     return Fail(Fault(**raw["fail"]))
+
+
+def _pointed(pointer: int | str, attempts: Sequence[Attempt], partial: Attempt | None) -> Attempt:
+    if pointer != PARTIAL:
+        return attempts[int(pointer)]
+    if partial is None:
+        raise ValueError("an action names a partial answer that its step does not hold")
+    return partial
 
 
 def _decode_attempt(raw: Mapping[str, Any]) -> Attempt:
