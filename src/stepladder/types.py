@@ -468,9 +468,9 @@ class View:
     """All that a policy may know at one step.
 
     ``stages`` are the allowed ones that can take a call now, cheapest first; ``absent`` are allowed ones that cannot;
-    ``costs`` are the expected marginal costs from here; ``spent`` is what was billed so far. ``coin`` in [0, 1) is drawn
-    from (seed, request id, step), ``lot`` from (seed, request id): the same at every step of a request. ``fallback`` is
-    set where estimates or costs could not be had and stand for nothing: then the policy is not asked.
+    ``costs`` are the expected marginal costs from here; ``spent`` is what was billed so far. ``coin`` in [0, 1) is
+    drawn from (seed, request id, step), ``lot`` from (seed, request id): the same at every step of a request.
+    ``fallback`` is set where estimates or costs could not be had and stand for nothing: then the policy is not asked.
     """
 
     stages: tuple[str, ...]
@@ -533,7 +533,8 @@ class Trace:
 
     ``created_at`` is seconds since the Unix epoch; ``answer_index`` points into the attempts, None where all failed.
     ``first_token_s`` is when the caller, not the router, saw the first piece of an answer: seconds from the start, None
-    where nothing was streamed to it.
+    where nothing was streamed to it. ``private`` says what was put in the place of every text before it was stored: a
+    keyed hash, or nothing but a mark. The numbers are as they were.
     """
 
     id: str
@@ -550,6 +551,7 @@ class Trace:
     fault: Fault | None = None
     seconds: float = 0.0
     first_token_s: float | None = None
+    private: Literal["hash", "omit"] | None = None
 
     @property
     def attempts(self) -> tuple[Attempt, ...]:

@@ -1,7 +1,8 @@
-"""Trace ⇄ plain JSON values, schema 1.
+"""Trace ⇄ plain JSON values, schema 1; 2 where hashes or marks stand in the place of texts (``privacy.py``).
 
 The number rises where an older reader would take a new record for something it is not. What came later and older
-readers pass over (a lot, a speculation, a first token's time) stands under a key of its own and may be missing.
+readers pass over (a lot, a speculation, a first token's time) stands under a key of its own and may be missing. So do
+fields that came later to what is read by its fields' names (dials, costs): they are left out where they say nothing.
 
 A view's attempts and the attempts that actions name are those of the earlier steps, so they are written once, as the
 step that made them, and pointed to by number. What a trace does not hold: the raw wire reply (only what it meant).
@@ -17,6 +18,7 @@ from typing import Any
 from stepladder.errors import TraceError
 from stepladder.types import (
     EMPTY,
+    Absence,
     Action,
     Attempt,
     Call,
@@ -27,6 +29,7 @@ from stepladder.types import (
     Estimate,
     Estimates,
     Fail,
+    Fallback,
     Fault,
     Request,
     Speculation,
@@ -39,6 +42,8 @@ from stepladder.types import (
 )
 
 SCHEMA = 1
+PRIVATE_SCHEMA = 2
+FIRST_DIALS = frozenset({"lam", "mode", "min_stage", "max_stage", "max_cost", "explain"})
 PARTIAL = "partial"
 """Where an action points to the answer that its own step looked at before it was whole."""
 
@@ -47,7 +52,7 @@ def encode(trace: Trace) -> dict[str, Any]:
     """The trace as JSON values. ``decode(encode(trace)) == trace`` but for floats that JSON cannot hold."""
     attempts = trace.attempts
     return {
-        "schema": SCHEMA,
+        "schema": SCHEMA if trace.private is None else PRIVATE_SCHEMA,
         "id": trace.id,
         "created_at": trace.created_at,
         "request": _encode_request(trace.request),
@@ -62,13 +67,15 @@ def encode(trace: Trace) -> dict[str, Any]:
         "fault": None if trace.fault is None else asdict(trace.fault),
         "seconds": trace.seconds,
         **({} if trace.first_token_s is None else {"first_token_s": trace.first_token_s}),
+        **({} if trace.private is None else {"private": trace.private}),
     }
 
 
 def decode(body: Mapping[str, Any]) -> Trace:
     """The trace behind JSON values; raises TraceError for another schema or a record with missing parts."""
-    if body.get("schema") != SCHEMA:
-        raise TraceError(f"trace schema {body.get('schema')!r} is not known here; this version reads schema {SCHEMA}")
+    found = body.get("schema")
+    if found not in (SCHEMA, PRIVATE_SCHEMA):
+        raise TraceError(f"trace schema {found!r} is not known here; this version reads {SCHEMA} and {PRIVATE_SCHEMA}")
     try:
         return _decode(body)
     except (KeyError, TypeError, ValueError, IndexError) as error:
@@ -84,23 +91,35 @@ def _encode_request(request: Request) -> dict[str, Any]:
         "messages": [dict(message) for message in request.messages],
         "prompt": request.prompt,
         "params": dict(request.params),
-        "dials": asdict(request.dials),
+        "dials": _encode_dials(request.dials),
         "needs": sorted(request.needs),
         **({} if request.caller is None else {"caller": request.caller}),
         **({} if request.only is None else {"only": list(request.only)}),
     }
 
 
+def _encode_dials(dials: Dials) -> dict[str, Any]:
+    return {key: value for key, value in asdict(dials).items() if key in FIRST_DIALS or value not in (None, False)}
+
+
+def _encode_cost(cost: Cost) -> dict[str, float]:
+    return {key: value for key, value in asdict(cost).items() if key != "switch" or value}
+
+
 def _encode_step(step: Step, attempts: Sequence[Attempt]) -> dict[str, Any]:
     view, decision, partial = step.view, step.decision, step.partial
     looked = {} if partial is None else {"partial": _encode_attempt(partial)}
+    if view.absent:
+        looked["absent"] = {name: asdict(each) for name, each in view.absent.items()}
+    if view.fallback is not None:
+        looked["fallback"] = asdict(view.fallback)
     return {
         "stages": list(view.stages),
         "lam": view.lam,
         "estimates": {name: [e.mean, e.sd, e.told] for name, e in view.estimates.stages.items()},
         "calibrated": view.estimates.calibrated,
         "notes": dict(view.estimates.notes),
-        "costs": {name: asdict(cost) for name, cost in view.costs.items()},
+        "costs": {name: _encode_cost(cost) for name, cost in view.costs.items()},
         "spent": view.spent,
         "coin": view.coin,
         "lot": view.lot,
@@ -136,7 +155,11 @@ def _index(attempt: Attempt, attempts: Sequence[Attempt], partial: Attempt | Non
 
 
 def _encode_attempt(attempt: Attempt) -> dict[str, Any]:
-    told = {} if attempt.speculation is None else {"speculation": encode_speculation(attempt.speculation)}
+    told: dict[str, Any] = {}
+    if attempt.speculation is not None:
+        told["speculation"] = encode_speculation(attempt.speculation)
+    if attempt.tries != 1:
+        told["tries"] = attempt.tries
     return {
         "stage": attempt.stage,
         "text": attempt.text,
@@ -187,6 +210,7 @@ def _decode(body: Mapping[str, Any]) -> Trace:
         fault=_decode_fault(body["fault"]),
         seconds=body["seconds"],
         first_token_s=body.get("first_token_s"),
+        private=body.get("private"),
     )
 
 
@@ -217,6 +241,8 @@ def _decode_step(raw: Mapping[str, Any], attempts: Sequence[Attempt], number: in
         spent=raw["spent"],
         coin=raw["coin"],
         lot=raw.get("lot", 0.0),  # traces of before there were lots
+        absent={name: Absence(**each) for name, each in raw.get("absent", EMPTY).items()},
+        fallback=None if raw.get("fallback") is None else Fallback(**raw["fallback"]),
     )
     action = _decode_action(raw["action"], attempts, partial)
     decision = Decision(action, raw["propensity"], raw["values"], raw["reason"])
@@ -253,6 +279,7 @@ def _decode_attempt(raw: Mapping[str, Any]) -> Attempt:
         cost=raw["cost"],
         fault=_decode_fault(raw["fault"]),
         speculation=_decode_speculation(raw.get("speculation")),  # traces of before it was told have none
+        tries=raw.get("tries", 1),
     )
 
 
