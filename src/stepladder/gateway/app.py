@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from starlette.applications import Starlette
@@ -17,10 +18,13 @@ from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
 from stepladder.errors import RequestError
+from stepladder.gateway.exposition import CONTENT_TYPE
 from stepladder.gateway.faults import BAD_REQUEST, error_body, error_reply
+from stepladder.gateway.health import readiness
 from stepladder.gateway.replies import WRITE_IDLE_S, EventStream, Reply, Sendable, json_reply
 from stepladder.gateway.report import answer_headers, bill, call_headers, decision_headers, outcomes_body, route_body
 from stepladder.gateway.stream import ChunkWriter, frames, opened, sse
+from stepladder.gateway.watch import Visit, Watch
 from stepladder.gateway.wire import Names, answer_body, dumps, models_body, parse_object, read_model, read_request
 from stepladder.router import Router
 from stepladder.traces.codec import encode
@@ -41,11 +45,22 @@ class GatewaySettings:
     write_idle_s: float = WRITE_IDLE_S
 
 
-def create_app(router: Router, settings: GatewaySettings | None = None, *, manage_router: bool = False) -> Starlette:
-    """The ASGI application. With ``manage_router`` its lifespan starts and closes the router, else the caller does."""
+def create_app(
+    router: Router,
+    settings: GatewaySettings | None = None,
+    *,
+    manage_router: bool = False,
+    watch: Watch | None = None,
+) -> Starlette:
+    """The ASGI application. With ``manage_router`` its lifespan starts and closes the router, else the caller does.
+
+    Without a ``watch`` it has one of its own.
+    """
     settings = settings or GatewaySettings()
-    doors = Doors(router, settings)
-    limit = settings.max_body_bytes
+    watch = watch or Watch()
+    router.watch(watch.on_trace)
+    doors = Doors(router, settings, watch)
+    door = partial(Door, limit=settings.max_body_bytes, watch=watch)
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -58,13 +73,15 @@ def create_app(router: Router, settings: GatewaySettings | None = None, *, manag
                 await router.close()
 
     routes = [
-        Route("/v1/chat/completions", Door(doors.chat, limit), methods=["POST"]),
-        Route("/v1/completions", Door(doors.completion, limit), methods=["POST"]),
-        Route("/v1/route", Door(doors.route, limit), methods=["POST"]),
-        Route("/v1/models", Door(doors.models, limit), methods=["GET"]),
-        Route("/v1/models/{model:path}", Door(doors.model, limit), methods=["GET"]),
-        Route("/v1/decisions/{id}", Door(doors.decision, limit), methods=["GET"]),
-        Route("/health", Door(doors.health, limit), methods=["GET"]),
+        Route("/v1/chat/completions", door(doors.chat), methods=["POST"]),
+        Route("/v1/completions", door(doors.completion), methods=["POST"]),
+        Route("/v1/route", door(doors.route), methods=["POST"]),
+        Route("/v1/models", door(doors.models), methods=["GET"]),
+        Route("/v1/models/{model:path}", door(doors.model), methods=["GET"]),
+        Route("/v1/decisions/{id}", door(doors.decision), methods=["GET"]),
+        Route("/health", door(doors.health), methods=["GET"]),
+        Route("/ready", door(doors.ready), methods=["GET"]),
+        Route("/metrics", door(doors.metrics), methods=["GET"]),
     ]
     app = Starlette(routes=routes, lifespan=lifespan, exception_handlers={HTTPException: _no_such_door})
     app.router.redirect_slashes = False  # a redirect would lose the body with some clients
@@ -74,8 +91,9 @@ def create_app(router: Router, settings: GatewaySettings | None = None, *, manag
 class Doors:
     """One method per route, each from a parsed HTTP request to a reply."""
 
-    def __init__(self, router: Router, settings: GatewaySettings) -> None:
+    def __init__(self, router: Router, settings: GatewaySettings, watch: Watch) -> None:
         self.router = router
+        self._watch = watch
         self._write_idle_s = settings.write_idle_s
         ladder = router.parts.ladder
         self._names = Names(settings.model_name, ladder.names, tuple(router.parts.policies))
@@ -102,7 +120,7 @@ class Doors:
     async def model(self, scope: Scope, body: bytes) -> Sendable:
         """GET /v1/models/{model}"""
         asked = scope["path_params"]["model"]
-        read_model(asked, self._names)
+        read_model(asked, self._names)  # refuses what is none
         return json_reply(next(model for model in self._models["data"] if model["id"] == asked))
 
     async def decision(self, scope: Scope, body: bytes) -> Sendable:
@@ -113,6 +131,15 @@ class Doors:
         """GET /health: this process answers; it says nothing of the stages behind it."""
         ladder = self.router.parts.ladder
         return json_reply({"status": "ok", "ladder": ladder.name, "stages": list(ladder.names)})
+
+    async def ready(self, scope: Scope, body: bytes) -> Sendable:
+        """GET /ready: 200 where a request can be taken now, else 503."""
+        status, told = readiness(self._watch.state)
+        return json_reply(told, status=status)
+
+    async def metrics(self, scope: Scope, body: bytes) -> Sendable:
+        """GET /metrics, for Prometheus."""
+        return Reply(200, self._watch.metrics.expose(), content_type=CONTENT_TYPE)
 
     def _stored(self, asked: str) -> Reply:
         store = self.router.parts.store
@@ -152,28 +179,36 @@ class Doors:
 class Door:
     """An ASGI application around one handler: reads the body, stands by for a client that leaves, tells errors."""
 
-    def __init__(self, handle: Callable[[Scope, bytes], Awaitable[Sendable]], limit: int) -> None:
+    def __init__(self, handle: Callable[[Scope, bytes], Awaitable[Sendable]], limit: int, watch: Watch) -> None:
         self._handle = handle
         self._limit = limit
+        self._watch = watch
+        self._name: str = getattr(handle, "__name__", "other")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        sent = Sent(send)
+        visit = self._watch.begin(self._name, scope)
+        sent = Sent(send, visit)
         try:
             await self._serve(scope, receive, sent)
         except asyncio.CancelledError:
             # The server ends and will wait no longer. Passed on, this would make it write a stack trace to the log
             # and a bare 500 to the client, so it ends here: the work is over, and the client is told.
+            visit.ending = "cut_off"
             await cut_off(sent)
+        finally:
+            self._watch.end(visit)
 
-    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _serve(self, scope: Scope, receive: Receive, sent: Sent) -> None:
         try:
             body = await read_body(scope, receive, self._limit)
         except RequestError as error:
-            await error_reply(error)(send)
+            await error_reply(error)(sent)
         except ClientDisconnect:
-            return
+            sent.visit.ending = "left"
         else:
-            await while_connected(receive, self._reply(scope, body, send))
+            sent.visit.bytes_in = len(body)
+            if not await while_connected(receive, self._reply(scope, body, sent)):
+                sent.visit.ending = "left"
 
     async def _reply(self, scope: Scope, body: bytes, send: Send) -> None:
         try:
@@ -186,12 +221,17 @@ class Door:
 class Sent:
     """``send``, remembering how much of the reply has left."""
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, send: Send, visit: Visit) -> None:
+        self.visit = visit
         self._send = send
         self.begun = self.streaming = False
 
     async def __call__(self, message: Message) -> None:
         await self._send(message)
+        if self.begun:
+            self.visit.bytes_out += len(message.get("body", b""))
+        else:
+            self.visit.status = message["status"]
         self.begun = True
         self.streaming = bool(message.get("more_body"))
 
@@ -259,8 +299,11 @@ def _unsupported(what: str) -> RequestError:
     return RequestError(f"cannot read {what}", code="unsupported_media_type")
 
 
-async def while_connected(receive: Receive, work: Coroutine[Any, Any, None]) -> None:
-    """Run ``work`` to its end, or cancel it as soon as the client leaves: nobody would read what it makes."""
+async def while_connected(receive: Receive, work: Coroutine[Any, Any, None]) -> bool:
+    """Run ``work`` to its end, or cancel it as soon as the client leaves: nobody would read what it makes.
+
+    False where the client left.
+    """
     task = asyncio.create_task(work)
     watcher = asyncio.create_task(_gone(receive))
     watcher.add_done_callback(lambda done: None if done.cancelled() else task.cancel())
@@ -269,8 +312,10 @@ async def while_connected(receive: Receive, work: Coroutine[Any, Any, None]) -> 
     except asyncio.CancelledError:
         if not watcher.done() or watcher.cancelled():
             raise  # it was not the client that left
+        return False
     finally:
         watcher.cancel()
+    return True
 
 
 async def _gone(receive: Receive) -> None:

@@ -19,7 +19,7 @@ log = logging.getLogger("stepladder.gateway")
 
 WRITE_IDLE_S = 30.0
 
-_JSON = (b"content-type", b"application/json")
+_JSON = b"application/json"
 _EVENTS = (
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
@@ -35,15 +35,16 @@ class Sendable(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """A whole JSON body."""
+    """A whole body, JSON unless it says otherwise."""
 
     status: int
     body: bytes
     headers: Headers = ()
+    content_type: bytes = _JSON
 
     async def __call__(self, send: Send) -> None:
         length = (b"content-length", str(len(self.body)).encode())
-        headers = [_JSON, length, *self.headers]
+        headers = [(b"content-type", self.content_type), length, *self.headers]
         await send({"type": "http.response.start", "status": self.status, "headers": headers})
         await send({"type": "http.response.body", "body": self.body})
 
