@@ -67,7 +67,7 @@ async def test_route_decides_and_calls_nothing(body: dict[str, Any]) -> None:
     assert [each["cost"]["resource"] for each in got["stages"]] == list(PRICE.values())
     assert got["stages"][2]["value"] is None
     assert got["notes"] == {"class": "simple"}
-    assert got["baseline"] == {"stage": "large", "cost": 1.8}
+    assert got["baseline"] == {"stage": "large", "cost": 1.8, "saved": pytest.approx(0.8), "estimate": True}
     assert got["decide_us"] > 0
     assert made.engine.calls == []
     assert made.store.traces == []
@@ -97,6 +97,7 @@ async def test_usage_is_the_answering_calls_and_spent_is_everything() -> None:
     assert small == {
         "stage": "small",
         "prompt_tokens": 5,
+        "cached_tokens": 0,
         "output_tokens": 1,
         "cost": PRICE["small"],
         "seconds": 3.0,

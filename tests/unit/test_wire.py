@@ -230,7 +230,9 @@ def test_messages_that_may_say_little(message: dict[str, Any]) -> None:
     assert list(read(messages=[*QUESTION, message]).messages) == [*QUESTION, message]
 
 
-@pytest.mark.parametrize("prompt", [None, "", " \n\t", [], ["a", "b"], [1, 2], 4, {}, [""]])
+@pytest.mark.parametrize(
+    "prompt", [None, "", " \n\t", [], ["a", 1], [1, 2.5], [-1], [True], [[]], [[1], "a", 2], 4, {}, [""], ["", " "]]
+)
 def test_prompts_that_are_none(prompt: Any) -> None:
     with pytest.raises(RequestError, match="prompt") as caught:
         read_request({"prompt": prompt}, NAMES, endpoint="completion")

@@ -3,44 +3,103 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from stepladder.traces.codec import encode_speculation
-from stepladder.types import Answer, Attempt, Call, Cost, Estimates, Fail, Outcome, Step, Trace
+from stepladder.types import Action, Answer, Attempt, Call, Cost, Estimates, Fail, Outcome, Step, Trace, View
 
 Headers = tuple[tuple[bytes, bytes], ...]
+_SUMS = ("calls", "faults", "prompt_tokens", "cached_tokens", "output_tokens", "cost", "seconds")
 _PRINTABLE = " !#$&'()*+,/:;<=>?@[]^`{|}"  # what a stage's name may hold beside letters, digits and _.-~
 
 
 # ── the block ────────────────────────────────────────────────────────────────
 
 
-def summary(answer: Answer) -> dict[str, Any]:
-    """The ``stepladder`` block of a reply; with ``explain`` asked for, every step with all that it rested on."""
+def summary(answer: Answer, against: str | None = None) -> dict[str, Any]:
+    """The ``stepladder`` block of a reply; with ``explain`` asked for, every step with all that it rested on.
+
+    ``against`` is the stage that savings are told against, None for the ladder's last.
+    """
     trace, attempt = answer.trace, answer.attempt
-    view = answer_step(trace).view
+    step = answer_step(trace)
+    view = step.view
     block: dict[str, Any] = {
         "decision_id": trace.id,
         "stage": attempt.stage,
         "upstream_model": None if attempt.raw is None else attempt.raw.get("model"),
         "mode": trace.mode,
         "lambda": view.lam,
-        "predicted_quality": view.estimates[attempt.stage].mean,
+        "predicted_quality": _mean(view.estimates, attempt.stage),
         "calibrated": view.estimates.calibrated,
+        "value": worth(answer),
         **bill(trace),
         "seconds": trace.seconds,
         "decide_ms": trace.decide_s * 1e3,
-        "baseline": baseline(trace),
+        "baseline": baseline(trace, against),
     }
+    if trace.first_token_s is not None:
+        block["first_token_s"] = trace.first_token_s
     if trace.request.dials.explain:
-        block["steps"] = [step_body(step) for step in trace.steps]
+        block["runner_up"] = runner_up(step)
+        block["steps"] = [step_body(each) for each in trace.steps]
     return block
 
 
+def worth(answer: Answer) -> dict[str, Any]:
+    """V = λ·Q − C of the answer: as expected when its stage was called, and as it came out, both with all that was
+    spent before.
+
+    Realised is the estimate of quality after the answer was seen, and what was billed, with waiting at the price that
+    was expected of it. A congestion price is no cost of this request's own: it steers, and is not realised.
+    """
+    trace, stage = answer.trace, answer.stage
+    called, last = answer_step(trace).view, trace.steps[-1].view
+    cost = called.costs[stage]
+    second = cost.latency / cost.seconds if cost.seconds > 0 else 0.0
+    waited = sum(each.seconds for each in trace.attempts)
+    return {
+        "expected": _value(called.lam, _mean(called.estimates, stage), called.spent + cost.total),
+        "realised": _value(called.lam, _mean(last.estimates, stage), trace.cost + second * waited),
+    }
+
+
+def _value(lam: float, quality: float | None, cost: float) -> dict[str, float | None]:
+    return {"quality": quality, "cost": cost, "value": None if quality is None else lam * quality - cost}
+
+
+def _mean(estimates: Estimates, stage: str) -> float | None:
+    """None where nothing could be estimated."""
+    estimate = estimates.stages.get(stage)
+    return None if estimate is None else estimate.mean
+
+
 def bill(trace: Trace) -> dict[str, Any]:
-    """What the request cost, and every attempt it cost that for: kept, dropped, failed or cut off."""
-    return {"cost": trace.cost, "cost_unit": trace.cost_unit, "spent": [spent(each) for each in trace.attempts]}
+    """What the request cost, by stage, and every attempt it cost that for: kept, dropped, failed or cut off."""
+    attempts = trace.attempts
+    return {
+        "cost": trace.cost,
+        "cost_unit": trace.cost_unit,
+        "usage": usage_by_stage(attempts),
+        "spent": [spent(each) for each in attempts],
+    }
+
+
+def usage_by_stage(attempts: Iterable[Attempt]) -> dict[str, dict[str, float]]:
+    """What each stage that was called took: calls, faults among them, tokens, cost, seconds."""
+    found: dict[str, dict[str, float]] = {}
+    for each in attempts:
+        sums = found.setdefault(each.stage, dict.fromkeys(_SUMS, 0))
+        usage = each.usage
+        sums["calls"] += 1
+        sums["faults"] += each.fault is not None
+        sums["prompt_tokens"] += usage.prompt_tokens
+        sums["cached_tokens"] += usage.cached_tokens
+        sums["output_tokens"] += usage.output_tokens
+        sums["cost"] += each.cost
+        sums["seconds"] += each.seconds
+    return found
 
 
 def spent(attempt: Attempt) -> dict[str, Any]:
@@ -54,6 +113,7 @@ def spent(attempt: Attempt) -> dict[str, Any]:
     return {
         "stage": attempt.stage,
         "prompt_tokens": attempt.usage.prompt_tokens,
+        "cached_tokens": attempt.usage.cached_tokens,
         "output_tokens": attempt.usage.output_tokens,
         "cost": attempt.cost,
         "seconds": attempt.seconds,
@@ -62,10 +122,17 @@ def spent(attempt: Attempt) -> dict[str, Any]:
     }
 
 
-def baseline(trace: Trace) -> dict[str, Any]:
-    """What the ladder's last stage alone was expected to cost, to set the real cost beside."""
-    largest = trace.stages[-1]
-    return {"stage": largest, "cost": trace.steps[0].view.costs[largest].resource}
+def baseline(trace: Trace, against: str | None = None) -> dict[str, Any]:
+    """What one stage alone would have cost, and what was saved against it: below 0 where more was spent.
+
+    ``against`` is that stage, None for the ladder's last. Where it answered, what it cost is known; else it is the cost
+    that was expected before anything was called, and the saving an estimate.
+    """
+    expected = trace.steps[0].view.costs
+    stage = against if against is not None and against in expected else trace.stages[-1]
+    billed = [each.cost for each in trace.attempts if each.stage == stage and each.is_answer]
+    cost = billed[-1] if billed else expected[stage].resource
+    return {"stage": stage, "cost": cost, "saved": cost - trace.cost, "estimate": not billed}
 
 
 def answer_step(trace: Trace) -> Step:
@@ -74,23 +141,99 @@ def answer_step(trace: Trace) -> Step:
     return called[trace.answer_index if trace.answer_index is not None else -1]
 
 
+def runner_up(step: Step) -> dict[str, Any] | None:
+    """The next best of what could have been done instead, by λ·Q − C of the next step alone; None without another.
+
+    Other stages could have been called, and the best answer in hand kept. ``behind`` is how much more the chosen one
+    was worth by this rule; below 0 where a policy that looks further ahead chose otherwise.
+    """
+    view = step.view
+    options = _options(view)
+    action = step.decision.action
+    chosen = _named(action)
+    if chosen not in options:
+        return None
+    own = options.pop(chosen)
+    if not options:
+        return None
+    name, other = max(options.items(), key=lambda item: item[1].value)
+    behind = own.value - other.value
+    return {
+        "action": name[0],
+        "stage": name[1],
+        "quality": other.quality,
+        "cost": other.cost,
+        "value": other.value,
+        "behind": behind,
+        "why": _why(view.lam, chosen, own, other, behind),
+    }
+
+
+class _Option(NamedTuple):
+    """What could be done next: quality, marginal cost, λ·Q − C."""
+
+    quality: float
+    cost: float
+    value: float
+
+
+def _options(view: View) -> dict[tuple[str, str], _Option]:
+    tried = {each.stage for each in view.attempts}
+    known = view.estimates.stages
+    calls = {
+        ("call", name): _Option(known[name].mean, view.costs[name].total, view.value(name))
+        for name in view.stages
+        if name in known and name not in tried
+    }
+    kept = {
+        ("stop", each.stage): _Option(known[each.stage].mean, 0.0, view.lam * known[each.stage].mean)
+        for each in view.attempts
+        if each.is_answer and each.stage in known
+    }
+    return {**kept, **calls}
+
+
+def _named(action: Action) -> tuple[str, str] | None:
+    if isinstance(action, Call):
+        return "call", action.stage
+    return None if isinstance(action, Fail) else ("stop", action.attempt.stage)
+
+
+def _why(lam: float, chosen: tuple[str, str], own: _Option, other: _Option, behind: float) -> str:
+    better, dearer = other.quality - own.quality, other.cost - own.cost
+    sums = (
+        f"against {chosen[1]}: quality {better:+.3f}, worth {lam * better:+.3g} at λ={lam:g}, for {dearer:+.3g} in cost"
+    )
+    if behind > 0:
+        return f"{sums}: {behind:.3g} less"
+    return f"{sums}: {-behind:.3g} more, but the policy looks at more than the next step"
+
+
 def step_body(step: Step) -> dict[str, Any]:
     """One turn of the loop: what was known, what was decided."""
     view, decision = step.view, step.decision
+    looked = {} if step.partial is None else {"held_back": _held(step.partial)}
     return {
         **_action(step),
+        **looked,
         "reason": decision.reason,
         "propensity": decision.propensity,
         "lambda": view.lam,
         "spent": view.spent,
         "calibrated": view.estimates.calibrated,
         "notes": dict(view.estimates.notes),
+        "runner_up": runner_up(step),
         "stages": [
             _candidate(name, name in view.stages, view.estimates, cost, decision.values)
             for name, cost in view.costs.items()
         ],
         "decide_us": step.decide_s * 1e6,
     }
+
+
+def _held(partial: Attempt) -> dict[str, Any]:
+    """The answer that this step looked at before it was whole."""
+    return {"stage": partial.stage, "output_tokens": partial.usage.output_tokens, "seconds": partial.seconds}
 
 
 def _action(step: Step) -> dict[str, Any]:
@@ -126,8 +269,13 @@ def cost_body(cost: Cost) -> dict[str, float]:
     }
 
 
-def route_body(trace: Trace) -> dict[str, Any]:
+def route_body(trace: Trace, against: str | None = None) -> dict[str, Any]:
     """The reply of /v1/route: the first decision of a trace that went no further."""
+    step = trace.steps[0]
+    told = baseline(trace, against)
+    action = step.decision.action
+    if isinstance(action, Call):
+        told["saved"] = told["cost"] - step.view.costs[action.stage].resource
     return {
         "object": "stepladder.decision",
         "decision_id": trace.id,
@@ -135,8 +283,8 @@ def route_body(trace: Trace) -> dict[str, Any]:
         "policy": trace.policy,
         "mode": trace.mode,
         "cost_unit": trace.cost_unit,
-        "baseline": baseline(trace),
-        **step_body(trace.steps[0]),
+        "baseline": told,
+        **step_body(step),
     }
 
 
@@ -153,25 +301,34 @@ def outcome_body(outcome: Outcome) -> dict[str, Any]:
 # ── the headers ──────────────────────────────────────────────────────────────
 
 
-def answer_headers(answer: Answer) -> Headers:
+def answer_headers(answer: Answer, against: str | None = None) -> Headers:
     """All that is known once the answer is there."""
     trace = answer.trace
     paid = (
+        (b"x-stepladder-saved", f"{baseline(trace, against)['saved']:.6g}".encode()),
         (b"x-stepladder-cost", f"{answer.cost:.6g}".encode()),
         (b"x-stepladder-cost-unit", trace.cost_unit.encode()),
         (b"x-stepladder-seconds", f"{trace.seconds:.6f}".encode()),
     )
-    return call_headers(trace.id, answer_step(trace), answer.stage) + paid
+    return call_headers(trace.id, answer_step(trace), answer.stage, trace.decide_s) + paid
 
 
-def call_headers(decision_id: str, step: Step, stage: str) -> Headers:
-    """All that is known once a stage is called: what a stream can still say in its headers."""
-    estimates = step.view.estimates
-    known = (
+def call_headers(decision_id: str, step: Step, stage: str, decide_s: float | None = None) -> Headers:
+    """All that is known once a stage is called: what a stream can still say in its headers.
+
+    The expected cost is what was spent before this call and what the call is expected to be billed.
+    """
+    view, estimates = step.view, step.view.estimates
+    quality = _mean(estimates, stage)
+    spent = step.decide_s if decide_s is None else decide_s
+    known: Headers = (
         (b"x-stepladder-decision-id", _text(decision_id)),
         (b"x-stepladder-stage", _text(stage)),
-        (b"x-stepladder-predicted-quality", f"{estimates[stage].mean:.4f}".encode()),
+        (b"x-stepladder-expected-cost", f"{view.spent + view.costs[stage].resource:.6g}".encode()),
+        (b"x-stepladder-decide-ms", f"{spent * 1e3:.3f}".encode()),
     )
+    if quality is not None:
+        known += ((b"x-stepladder-predicted-quality", f"{quality:.4f}".encode()),)
     return known if estimates.calibrated else (*known, (b"x-stepladder-uncalibrated", b"true"))
 
 

@@ -8,34 +8,50 @@ from __future__ import annotations
 import math
 import uuid
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
+from typing import Any, get_args
 
 import orjson
 
 from stepladder.errors import RequestError, nearest
 from stepladder.gateway.report import summary
-from stepladder.types import EMPTY, Answer, Attempt, Capability, Dials, Endpoint, Request, Usage
+from stepladder.types import EMPTY, Answer, Attempt, Capability, Dials, Endpoint, Request, StreamMode, Usage
 
 BLOCK = "stepladder"
 HEADER_PREFIX = b"x-stepladder-"
+STREAM_MODES: tuple[str, ...] = get_args(StreamMode)
+MAX_HOLD_BACK = 4096
+"""Tokens that may be held back at the most: an answer of that many is worth waiting for as a whole."""
+
+MAX_SESSION_CHARS = 256
+"""A conversation's name is kept as long as the conversation is remembered."""
+
 MAX_DEPTH = 100
 """Levels of nesting that a body may have. Deeper ones can be read but not written again, upstream or as a trace."""
 
 
 @dataclass(frozen=True, slots=True)
 class Names:
-    """The names that a request may use: the model under which the policy decides, the stages, the modes."""
+    """The names that a request may use: the model under which the policy decides, the stages, the modes.
+
+    ``presets`` are dials by name, keyed as in the body's block: ``MODEL/NAME`` as the model turns them so.
+    """
 
     model: str
     stages: tuple[str, ...]
     modes: tuple[str, ...]
+    presets: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: EMPTY)
+
+    @property
+    def virtual(self) -> tuple[str, ...]:
+        """The models under which the policy decides: as the ladder is set, and turned by each preset."""
+        return (self.model, *(f"{self.model}/{name}" for name in self.presets))
 
     @property
     def models(self) -> tuple[str, ...]:
         """Everything that ``model`` may be."""
-        return (self.model, *self.stages)
+        return (*self.virtual, *self.stages)
 
 
 # ── body → Request ───────────────────────────────────────────────────────────
@@ -81,27 +97,33 @@ def read_request(
     params = {key: value for key, value in body.items() if key not in (question, "model", BLOCK)}
     messages = _messages(body.get(question)) if chat else ()
     prompt = None if chat else _prompt(body.get(question))
+    if prompt is not None and is_several(body["prompt"]):
+        params["prompt"] = body["prompt"]
     _check_stream(params)
+    stage, preset = read_model(body.get("model"), names)
     return Request(
         id=f"req-{uuid.uuid4().hex}",
         messages=messages,
         prompt=prompt,
         params=params,
-        dials=read_dials(body.get(BLOCK), headers, read_model(body.get("model"), names), names.modes),
+        dials=read_dials(body.get(BLOCK), headers, stage, names.modes, preset),
         needs=needs(params, messages),
     )
 
 
-def read_model(model: Any, names: Names) -> str | None:
-    """The stage that ``model`` names, None where the policy is to decide."""
+def read_model(model: Any, names: Names) -> tuple[str | None, Mapping[str, Any]]:
+    """The stage that ``model`` names, None where the policy is to decide; and how a preset that it names turns it."""
     if model is None or model == names.model:
-        return None
+        return None, EMPTY
     if not isinstance(model, str):
         raise RequestError(f"model must be a string, not {_kind(model)}", param="model")
-    if model not in names.stages:
+    if model in names.stages:
+        return model, EMPTY
+    preset = names.presets.get(model.removeprefix(f"{names.model}/"))
+    if preset is None or not model.startswith(f"{names.model}/"):
         message = f"the model '{model}' does not exist; {nearest(model, names.models)}"
         raise RequestError(message, param="model", code="model_not_found")
-    return model
+    return None, preset
 
 
 def needs(params: Mapping[str, Any], messages: tuple[Mapping[str, Any], ...] = ()) -> frozenset[Capability]:
@@ -117,6 +139,8 @@ def needs(params: Mapping[str, Any], messages: tuple[Mapping[str, Any], ...] = (
         found.add("json")
     if any(_has_image(message.get("content")) for message in messages):
         found.add("images")
+    if "prompt" in params and not messages:
+        found.add("prompts")
     return frozenset(found)
 
 
@@ -176,14 +200,35 @@ def _has_words(text: Any) -> bool:
 
 
 def _prompt(value: Any) -> str:
-    """A prompt, also as OpenAI's list of one; several prompts, or tokens, are several requests or none of ours."""
-    if isinstance(value, list) and len(value) == 1:
-        value = value[0]
-    if not isinstance(value, str):
-        raise RequestError(f"prompt must be one string, not {_kind(value)}", param="prompt")
-    if not value.strip():
+    """The text of a prompt in any of OpenAI's shapes: a string, several, tokens, several lists of tokens.
+
+    Several are joined by newlines. Tokens cannot be read here: their numbers stand for them, which are about as long as
+    the text would be. What is sent on is not this but the prompt as it came (``is_several``).
+    """
+    each = value if isinstance(value, list) and not _are_tokens(value) else [value]
+    texts = [_prompt_text(one) for one in each]
+    if None in texts:
+        told = "a string, a list of strings, a list of tokens or a list of such lists"
+        raise RequestError(f"prompt must be {told}, not {_kind(value)}", param="prompt")
+    text = "\n".join(filter(None, texts))
+    if not text.strip():
         raise RequestError("prompt is empty", param="prompt")
-    return value
+    return text
+
+
+def is_several(prompt: Any) -> bool:
+    """True for a prompt that is more than one string: other prompts in one call, or tokens."""
+    return isinstance(prompt, list) and not (len(prompt) == 1 and isinstance(prompt[0], str))
+
+
+def _prompt_text(value: Any) -> str | None:
+    if isinstance(value, str):
+        return value
+    return " ".join(map(str, value)) if _are_tokens(value) else None
+
+
+def _are_tokens(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(type(token) is int and token >= 0 for token in value)
 
 
 def _check_stream(params: Mapping[str, Any]) -> None:
@@ -198,16 +243,21 @@ def _check_stream(params: Mapping[str, Any]) -> None:
 
 
 def read_dials(
-    block: Any, headers: Iterable[tuple[bytes, bytes]] = (), stage: str | None = None, modes: tuple[str, ...] = ()
+    block: Any,
+    headers: Iterable[tuple[bytes, bytes]] = (),
+    stage: str | None = None,
+    modes: tuple[str, ...] = (),
+    preset: Mapping[str, Any] = EMPTY,
 ) -> Dials:
-    """Dials from the body's block and from headers; the body wins, and a stage named as the model wins over both.
+    """Dials from the body's block, headers and a preset named as the model; the first of these wins, key by key.
 
-    A block that contradicts the named stage is refused, headers (often set once for all requests) give way.
+    A stage named as the model wins over all: a block that contradicts it is refused, headers (often set once for all
+    requests) give way.
     """
     asked = _from_block(block)
     if stage is not None:
         _check_pin(stage, asked)
-    values = {**_from_headers(headers), **asked}
+    values = {**preset, **_from_headers(headers), **asked}
     if stage is not None:
         values.update(mode="fixed", min_stage=stage, max_stage=stage)
     mode = values.get("mode")
@@ -265,6 +315,28 @@ def _budget(place: str, value: Any) -> float:
     return number
 
 
+def _tokens(place: str, value: Any) -> int:
+    number = _number(place, value)
+    if not (number.is_integer() and 1 <= number <= MAX_HOLD_BACK):
+        raise RequestError(f"{place} must be a whole number from 1 to {MAX_HOLD_BACK}, not {number:g}", param=place)
+    return int(number)
+
+
+def _stream_mode(place: str, value: Any) -> str:
+    mode = _word(place, value)
+    if mode not in STREAM_MODES:
+        raise RequestError(f"there is no stream mode '{mode}'; {nearest(mode, STREAM_MODES)}", param=place)
+    return mode
+
+
+def _session(place: str, value: Any) -> str:
+    name = _word(place, value)
+    if not 1 <= len(name) <= MAX_SESSION_CHARS:
+        told = f"{place} must be 1 to {MAX_SESSION_CHARS} characters long, not {len(name)}"
+        raise RequestError(told, param=place)
+    return name
+
+
 def _number(place: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise RequestError(f"{place} must be a number, not {_kind(value)}", param=place)
@@ -308,10 +380,14 @@ _DIALS: Mapping[str, Callable[[str, Any], Any]] = MappingProxyType(
         "max_stage": _word,
         "max_cost": _budget,
         "explain": _flag,
+        "stream_mode": _stream_mode,
+        "hold_back": _tokens,
+        "report": _flag,
+        "session": _session,
     }
 )
 _TEXT: Mapping[str, Callable[[str], Any]] = MappingProxyType(
-    {"lambda": _as_number, "max_cost": _as_number, "explain": _as_flag}
+    {"lambda": _as_number, "max_cost": _as_number, "explain": _as_flag, "hold_back": _as_number, "report": _as_flag}
 )
 _FIELDS: Mapping[str, str] = MappingProxyType({"lambda": "lam"})
 
@@ -319,8 +395,11 @@ _FIELDS: Mapping[str, str] = MappingProxyType({"lambda": "lam"})
 # ── Answer → body ────────────────────────────────────────────────────────────
 
 
-def answer_body(answer: Answer) -> dict[str, Any]:
-    """OpenAI's body for an answer: the upstream's own where it sent one, with ``model`` the stage that wrote it."""
+def answer_body(answer: Answer, baseline: str | None = None) -> dict[str, Any]:
+    """OpenAI's body for an answer: the upstream's own where it sent one, with ``model`` the stage that wrote it.
+
+    ``baseline`` is the stage that savings are told against; None for the ladder's last.
+    """
     attempt, request = answer.attempt, answer.trace.request
     body = upstream_body(attempt) or built_body(attempt, request.endpoint, int(answer.trace.created_at))
     body["model"] = attempt.stage
@@ -328,7 +407,7 @@ def answer_body(answer: Answer) -> dict[str, Any]:
         body["id"] = completion_id(request.endpoint, answer.trace.id)
     if not isinstance(body.get("usage"), Mapping):
         body["usage"] = usage_body(attempt.usage)
-    body[BLOCK] = summary(answer)
+    body[BLOCK] = summary(answer, baseline)
     return body
 
 
@@ -367,7 +446,7 @@ def usage_body(usage: Usage) -> dict[str, Any]:
 
 
 def models_body(names: Names, owners: Mapping[str, str] = EMPTY, created: int = 0) -> dict[str, Any]:
-    """OpenAI's list of models: the one that lets the policy decide, then every stage, cheapest first."""
+    """OpenAI's list of models: those that let the policy decide, then every stage, cheapest first."""
     models = [
         {"id": name, "object": "model", "created": created, "owned_by": owners.get(name, "stepladder")}
         for name in names.models
