@@ -31,6 +31,7 @@ def config_page() -> str:
     )
     tables: dict[str, type[BaseModel]] = {"[[stages]]": config.StageSettings}
     tables |= {f"[{name}]": model for name, model in config._sections().items()}
+    tables["[presets.NAME]"] = config.PresetSettings
     for title, model in sorted(tables.items(), key=lambda item: item[0] != "[ladder]"):
         lines += [
             f"## `{title}`\n",

@@ -18,7 +18,7 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from stepladder.errors import ConfigError, Problem, nearest
-from stepladder.types import Capability, CostUnit, Mode
+from stepladder.types import Capability, CostUnit, Mode, StreamMode
 
 PRESETS = Path(__file__).parent / "presets"
 ENV_PREFIX = "STEPLADDER_"
@@ -175,6 +175,32 @@ class ServeSettings(_Frozen):
     """Larger request bodies are refused with 413."""
     write_idle_s: Positive = 30.0
     """A client that takes nothing of its stream for so many seconds is given up, and its stage is free again."""
+    baseline: str | None = None
+    """The stage that savings are told against; default: the last, the dearest."""
+
+
+class PresetSettings(_Frozen):
+    """[presets.NAME]; what a request asks for by the model name `stepladder/NAME`, unless it says otherwise itself."""
+
+    lam: Annotated[NonNegative | None, Field(alias="lambda")] = None
+    """Cost units that one unit of quality is worth."""
+    mode: Mode | None = None
+    """When is decided."""
+    min_stage: str | None = None
+    """No stage below this one."""
+    max_stage: str | None = None
+    """No stage above this one."""
+    max_cost: Positive | None = None
+    """No call whose expected cost would pass this."""
+    stream_mode: StreamMode | None = None
+    """What a stream shows of an answer that may yet be dropped."""
+    hold_back: Annotated[int | None, Field(gt=0, le=4096)] = None
+    """Tokens that `hold-back` waits for."""
+
+    @property
+    def dials(self) -> dict[str, Any]:
+        """The keys that are set, as in the block of a request."""
+        return self.model_dump(by_alias=True, exclude_none=True)
 
 
 class TraceSettings(_Frozen):
@@ -193,6 +219,7 @@ class Settings(_Frozen):
     predictor: PredictorSettings = PredictorSettings()
     costs: CostSettings = CostSettings()
     gateway: ServeSettings = ServeSettings()
+    presets: Mapping[Name, PresetSettings] = Field(default_factory=dict)
     traces: TraceSettings = TraceSettings()
     source: str = Field(default="<settings>", exclude=True)
     folder: Path = Field(default=Path(), exclude=True, strict=False)
@@ -260,6 +287,13 @@ def parse(
     if problems:
         raise ConfigError(source, problems)
     return settings
+
+
+def named_dials(settings: Settings) -> dict[str, dict[str, Any]]:
+    """What each preset of dials turns: λ by its three names where costs are relative, and the ladder's own presets."""
+    relative = settings.ladder.cost_unit == "relative"  # in another unit these numbers would mean nothing
+    ours = {name: {"lambda": lam} for name, lam in LAMBDA_PRESETS.items()} if relative else {}
+    return {**ours, **{name: preset.dials for name, preset in settings.presets.items()}}
 
 
 def presets() -> tuple[str, ...]:
@@ -436,6 +470,8 @@ def _valid_keys(path: Sequence[str | int]) -> tuple[str, ...]:
         return _keys(Settings)
     if path[0] == "stages":
         return _keys(StageSettings)
+    if path[0] == "presets":
+        return _keys(PresetSettings)
     return _keys(_sections()[str(path[0])])
 
 
@@ -468,7 +504,20 @@ def _sense_problems(settings: Settings) -> list[Problem]:
         if stage.name == settings.gateway.model_name:
             problems.append(settings.problem(place, f"'{stage.name}' is the gateway's own model name"))
         seen.add(stage.name)
-    return problems + _falling_costs(settings)
+    return problems + _strange_stages(settings) + _falling_costs(settings)
+
+
+def _strange_stages(settings: Settings) -> list[Problem]:
+    """Stages that are named where savings are told or dials turned, and are not on the ladder."""
+    names = tuple(stage.name for stage in settings.stages)
+    asked: list[tuple[tuple[str, ...], str | None]] = [(("gateway", "baseline"), settings.gateway.baseline)]
+    for name, preset in settings.presets.items():
+        asked += [(("presets", name, key), getattr(preset, key)) for key in ("min_stage", "max_stage")]
+    return [
+        settings.problem(place, f"no stage '{stage}'; {nearest(stage, names)}")
+        for place, stage in asked
+        if stage is not None and stage not in names
+    ]
 
 
 def _falling_costs(settings: Settings) -> list[Problem]:

@@ -7,7 +7,7 @@ import sys
 
 from stepladder.build import build
 from stepladder.cli import options
-from stepladder.config import Settings
+from stepladder.config import Settings, named_dials
 from stepladder.errors import UsageError
 from stepladder.gateway.app import GatewaySettings, create_app
 from stepladder.gateway.server import serve
@@ -45,6 +45,8 @@ def gateway_settings(settings: Settings) -> GatewaySettings:
         model_name=settings.gateway.model_name,
         max_body_bytes=settings.gateway.max_body_bytes,
         write_idle_s=settings.gateway.write_idle_s,
+        presets=named_dials(settings),
+        baseline=settings.gateway.baseline,
     )
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -28,7 +28,7 @@ from stepladder.gateway.watch import Visit, Watch
 from stepladder.gateway.wire import Names, answer_body, dumps, models_body, parse_object, read_model, read_request
 from stepladder.router import Router
 from stepladder.traces.codec import encode
-from stepladder.types import Endpoint, Request
+from stepladder.types import EMPTY, Endpoint, Request
 
 _CUT_OFF_S = 1.0
 
@@ -37,12 +37,15 @@ _CUT_OFF_S = 1.0
 class GatewaySettings:
     """``model_name`` is the model under which the policy decides; larger bodies than ``max_body_bytes`` are refused.
 
-    A stream ends where its client takes nothing for ``write_idle_s`` seconds.
+    A stream ends where its client takes nothing for ``write_idle_s`` seconds. ``presets`` are dials by name
+    (``wire.Names``); ``baseline`` is the stage that savings are told against, None for the ladder's last.
     """
 
     model_name: str = "stepladder"
     max_body_bytes: int = 8 * 1024 * 1024
     write_idle_s: float = WRITE_IDLE_S
+    presets: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: EMPTY)
+    baseline: str | None = None
 
 
 def create_app(
@@ -96,7 +99,8 @@ class Doors:
         self._watch = watch
         self._write_idle_s = settings.write_idle_s
         ladder = router.parts.ladder
-        self._names = Names(settings.model_name, ladder.names, tuple(router.parts.policies))
+        self._names = Names(settings.model_name, ladder.names, tuple(router.parts.policies), settings.presets)
+        self._baseline = settings.baseline
         owners = {stage.name: stage.engine for stage in ladder.stages}
         self._models = models_body(self._names, owners, created=int(router.parts.clock()))
 
@@ -111,7 +115,7 @@ class Doors:
     async def route(self, scope: Scope, body: bytes) -> Sendable:
         """POST /v1/route: the decision alone; nothing is called and nothing is stored."""
         trace = self.router.decide(self._request(scope, body, None))
-        return json_reply(route_body(trace), decision_headers(trace))
+        return json_reply(route_body(trace, self._baseline), decision_headers(trace))
 
     async def models(self, scope: Scope, body: bytes) -> Sendable:
         """GET /v1/models"""
@@ -156,7 +160,7 @@ class Doors:
         if request.params.get("stream"):
             return await self._stream(request)
         answer = await self.router.answer(request)
-        return Reply(200, dumps(answer_body(answer)), answer_headers(answer))
+        return Reply(200, dumps(answer_body(answer, self._baseline)), answer_headers(answer, self._baseline))
 
     async def _stream(self, request: Request) -> EventStream:
         events = self.router.stream(request)
@@ -169,7 +173,7 @@ class Doors:
         if opening.answer is None:
             headers = call_headers(opening.decision_id, opening.step, opening.stage)
         else:
-            headers = answer_headers(opening.answer)
+            headers = answer_headers(opening.answer, self._baseline)
         return EventStream(frames(opening, events, writer), events, headers, self._write_idle_s)
 
 
