@@ -26,7 +26,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "wiring": ("sync", "build", "config", "plugins", "hub"),
     "study": ("reproduce", "train", "evaluate"),
     "heart": ("router",),
-    "parts": ("features", "predictors", "policies", "costs", "engines", "traces"),
+    "parts": ("features", "predictors", "policies", "costs", "engines", "guard", "traces"),
     "speculation": ("decoding",),
     "words": ("contracts", "tokens", "types", "errors", "files", "version"),
 }

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Iterable, Mapping
+from concurrent.futures import Future
+from math import inf
 from typing import Any, Final, Protocol
 
 from stepladder.types import (
+    Absence,
     Attempt,
     Capability,
     Cost,
@@ -17,6 +20,7 @@ from stepladder.types import (
     Outcome,
     Request,
     Stage,
+    StageState,
     StoreCounts,
     Trace,
     View,
@@ -75,7 +79,8 @@ class Engine(Protocol):
     was yielded. ``expected_cost`` answers None until it has something to go by; ``draft`` is a lower stage's answer
     that this one may read in one pass: a hint, which an engine may ignore, and which never changes what the law of the
     answer is. ``request.dials.lam`` is the λ in force, whether the caller named one or not. An engine that speculates
-    says so in ``Attempt.speculation``.
+    says so in ``Attempt.speculation``. It takes any number of calls and lets those beyond ``stage.max_concurrency``
+    wait. One that by its nature answers only so many at once says how many in a method ``places(stage)``.
     """
 
     def capabilities(self, stage: Stage) -> frozenset[Capability]: ...
@@ -89,13 +94,62 @@ class Engine(Protocol):
     async def close(self) -> None: ...
 
 
+class Entry(Protocol):
+    """A call that a guard let in. ``heard`` is told when its answer begins to come, ``leave`` once, at its end.
+
+    ``leave`` gets None where nothing came of the call that an attempt could tell.
+    """
+
+    def heard(self) -> None: ...
+    def leave(self, attempt: Attempt | None) -> None: ...
+
+
+class Guard(Protocol):
+    """Who can take a call now. Asked before every decision, so it is quick, and never waits.
+
+    What it lets in may still wait within its engine, which keeps to ``Stage.max_concurrency`` itself.
+    """
+
+    def absent(self, stages: Iterable[str]) -> Mapping[str, Absence]: ...
+    def enter(self, stage: str) -> Entry | Absence: ...
+    def states(self) -> tuple[StageState, ...]: ...
+
+
+class Conversation(Protocol):
+    """The conversation that a request goes on with. ``home`` is the stage that answered last in it, if any is known."""
+
+    @property
+    def home(self) -> str | None: ...
+    def answered(self, attempt: Attempt) -> None: ...
+
+
+class Conversations(Protocol):
+    """Where conversations were answered. ``stayed`` and ``switched`` count follow-ups; the length, what is known."""
+
+    @property
+    def stayed(self) -> int: ...
+    @property
+    def switched(self) -> int: ...
+    def __len__(self) -> int: ...
+    def open(self, request: Request) -> Conversation: ...
+
+
 class TraceStore(Protocol):
-    """Where traces go. ``append`` must not wait for the disk; ``read`` sees all that was appended before."""
+    """Where traces and outcomes go (``stepladder.testing.check_store``). Safe from any thread.
+
+    ``append`` must not wait for the disk; all that reads sees what was appended before. The future of ``report`` is done
+    once the outcome is kept for good, however the process ends then; ``outcome`` waits for that. ``read`` goes by the
+    time at which traces were made, ``scan`` a page at a time by the order in which they were written.
+    """
 
     def append(self, trace: Trace) -> None: ...
-    def outcome(self, outcome: Outcome) -> None: ...
+    def report(self, outcome: Outcome) -> Future[Receipt]: ...
+    def outcome(self, outcome: Outcome) -> Receipt: ...
     def get(self, trace_id: str) -> Trace | None: ...
     def read(self, *, since: float = 0.0, limit: int | None = None) -> Iterable[Trace]: ...
+    def scan(
+        self, *, after: int = 0, since: float = 0.0, until: float = inf, stage: str | None = None, limit: int = 256
+    ) -> tuple[Stored, ...]: ...
     def outcomes(self, trace_id: str) -> tuple[Outcome, ...]: ...
     def counts(self) -> StoreCounts: ...
     def close(self) -> None: ...

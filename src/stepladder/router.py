@@ -17,34 +17,55 @@ import logging
 import math
 import time
 import uuid
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass, field, replace
 
-from stepladder.contracts import LOGPROBS, CostModel, Engine, Featurizer, Policy, Predictor, TraceStore
+from stepladder.contracts import (
+    LOGPROBS,
+    Conversation,
+    Conversations,
+    CostModel,
+    Engine,
+    Entry,
+    Featurizer,
+    Guard,
+    Policy,
+    Predictor,
+    TraceStore,
+)
 from stepladder.errors import AnswerError, NoStageError, RequestError, nearest
 from stepladder.tokens import usage_of
 from stepladder.types import (
+    EMPTY,
+    Absence,
     Action,
     Answer,
     Attempt,
     Call,
+    Cost,
     Decided,
     Decision,
     Delta,
     EngineEvent,
+    Estimate,
+    Estimates,
     Fail,
+    Fallback,
     Fault,
     Ladder,
     Mode,
     Request,
     RouterEvent,
+    Snapshot,
     Stage,
+    StageState,
     Step,
     Stop,
     Trace,
     Versions,
     View,
+    absence_fault,
     draft_below,
     message_text,
 )
@@ -58,6 +79,9 @@ LOT = -1
 REFUSALS = 3
 """Refusals of log probabilities in a row that are taken for good."""
 
+KNOWS_NOTHING = Estimate(0.5, 0.5)
+"""Any quality from 0 to 1, and no answer would tell."""
+
 CHARS_PER_TOKEN_MAX = 16
 """No tokenizer in use packs ordinary text denser than this, so chars / 16 is a safe lower bound on tokens."""
 
@@ -69,6 +93,10 @@ class Parts:
     ``engines`` maps stage names to engines, ``policies`` maps modes to policies; ``pinned`` serves a request in mode
     `fixed` that leaves one stage, whatever policy that mode has. ``clock`` gives seconds since the
     epoch, ``timer`` monotonic seconds; ``new_id`` names a decision; ``seed`` feeds the coin.
+
+    ``guard`` says who can take a call now (None: everyone always). ``conversations`` are remembered so that leaving a
+    stage costs ``switch_cost`` more, in the ladder's cost unit. ``fallback`` is called first where no decision could be
+    made (None: the dearest that may be).
     """
 
     ladder: Ladder
@@ -79,6 +107,10 @@ class Parts:
     policies: Mapping[Mode, Policy]
     pinned: Policy | None = None
     store: TraceStore
+    guard: Guard | None = None
+    conversations: Conversations | None = None
+    switch_cost: float = 0.0
+    fallback: str | None = None
     lam: float
     mode: Mode = "route"
     seed: int = 0
@@ -100,6 +132,7 @@ class Climb:
     started: float
     stages: tuple[str, ...] = ()
     policy: Policy | None = None
+    conversation: Conversation | None = None
     steps: list[Step] = field(default_factory=list)
     attempts: list[Attempt] = field(default_factory=list)
     kept: Attempt | None = None
@@ -114,6 +147,8 @@ class Router:
         self._refusals: dict[str, int] = {}
         """How often in a row each stage refused to tell log probabilities and answered without them."""
         self._watchers: list[Callable[[Trace], None]] = []
+        self._guard: Guard = parts.guard or Unguarded()
+        self._failed_open: dict[str, int] = {}
 
     async def start(self) -> None:
         """Start every engine. The first that cannot raises EngineError or ModelFileError, and none stays started."""
@@ -133,6 +168,12 @@ class Router:
     def watch(self, watcher: Callable[[Trace], None]) -> None:
         """Tell ``watcher`` of each trace as it is stored, before the answer goes out. It is quick, and never raises."""
         self._watchers.append(watcher)
+
+    def snapshot(self) -> Snapshot:
+        """How every stage stands now, and what was counted since the start; cheap enough to ask at any time."""
+        known = self.parts.conversations
+        told = (0, 0, 0) if known is None else (len(known), known.stayed, known.switched)
+        return Snapshot(self._guard.states(), dict(self._failed_open), *told)
 
     async def answer(self, request: Request) -> Answer:
         """The fold of ``stream``: the last event. Raises RequestError or AnswerError."""
@@ -176,6 +217,8 @@ class Router:
                 watcher(trace)
         if climb.kept is None:
             raise AnswerError(climb.fault or Fault("server", "no answer"), trace)
+        if climb.conversation is not None:
+            climb.conversation.answered(climb.kept)
         yield Answer(climb.kept, trace)
 
     def decide(self, request: Request) -> Trace:
@@ -217,6 +260,8 @@ class Router:
             raise RequestError(f"{param}: the prompt is empty; ask something", param=param)
         climb.stages = self._allowed(climb.request)
         climb.policy = self.policy_for(climb.mode, climb.stages)
+        if self.parts.conversations is not None and self.parts.switch_cost > 0:
+            climb.conversation = self.parts.conversations.open(climb.request)
 
     def _decide(self, climb: Climb) -> Step:
         started = self.parts.timer()
@@ -228,10 +273,8 @@ class Router:
 
     def _view(self, climb: Climb) -> View:
         parts, history = self.parts, tuple(climb.attempts)
-        estimates = parts.predictor.predict(parts.featurizer.features(climb.request, history))
-        names = parts.ladder.names
-        drafts = {name: draft_below(name, names, history, estimates) for name in names}
-        costs = {s.name: parts.costs.expected(s, climb.request, history, drafts[s.name]) for s in parts.ladder.stages}
+        estimates, unsure = self._estimates(climb.request, history)
+        costs, unpriced = self._costs(climb.request, history, estimates)
         spent = sum(attempt.cost for attempt in history)
         budget = climb.request.dials.max_cost
         stages = self._roomier(climb.stages, history)
@@ -239,22 +282,95 @@ class Router:
             stages = tuple(name for name in stages if spent + costs[name].resource <= budget)
             if not stages and not history:
                 raise NoStageError(_over_budget(budget, {name: costs[name].resource for name in climb.stages}))
+        absent = self._absent(climb, stages)
+        stages = tuple(name for name in stages if name not in absent) if absent else stages
+        failed = unsure or unpriced
         return View(
             stages=stages,
             lam=climb.lam,
             estimates=estimates,
-            costs=costs,
+            costs=self._with_switch(costs, stages, climb),
             attempts=history,
             spent=spent,
             coin=coin(parts.seed, climb.request.id, len(climb.steps)),
             lot=coin(parts.seed, climb.request.id, LOT),
+            absent=absent,
+            fallback=self._fallback(stages, failed, careful=bool(unpriced) and budget is not None) if failed else None,
         )
+
+    def _absent(self, climb: Climb, stages: tuple[str, ...]) -> Mapping[str, Absence]:
+        """Who cannot take a call now. One that could not before an answer came stays out after it.
+
+        A call is final where nothing else could be called, and what it answers is on its way to the caller: a stage
+        that is back in the meantime must not make a climb of it.
+        """
+        absent = self._guard.absent(stages)
+        if climb.steps and climb.steps[-1].view.absent and any(attempt.is_answer for attempt in climb.attempts):
+            return {**climb.steps[-1].view.absent, **absent}
+        return absent
+
+    def _with_switch(self, costs: Mapping[str, Cost], stages: tuple[str, ...], climb: Climb) -> Mapping[str, Cost]:
+        home, price = None if climb.conversation is None else climb.conversation.home, self.parts.switch_cost
+        if home not in stages:
+            return costs
+        return {name: cost if name == home else replace(cost, switch=price) for name, cost in costs.items()}
+
+    # ── where a part fails, the request does not ─────────────────────────────
+
+    def _estimates(self, request: Request, history: tuple[Attempt, ...]) -> tuple[Estimates, str]:
+        """The predictor's estimates; where it or the featurizer fails, those of one that knows nothing, and why."""
+        part, names = "features", self.parts.ladder.names
+        try:
+            features = self.parts.featurizer.features(request, history)
+            part = "predictor"
+            estimates = self.parts.predictor.predict(features)
+            if not all(math.isfinite(estimates[name].mean) for name in names):
+                raise ValueError("an estimate is no finite number")
+        except RequestError:
+            raise
+        except Exception as error:  # noqa: BLE001 - parts are anybody's code, and requests must outlive their faults
+            return Estimates(dict.fromkeys(names, KNOWS_NOTHING)), self._note_failure(part, error)
+        return estimates, ""
+
+    def _costs(
+        self, request: Request, history: tuple[Attempt, ...], estimates: Estimates
+    ) -> tuple[Mapping[str, Cost], str]:
+        """What every stage costs from here; where the cost model fails nothing is known to cost anything, and why."""
+        ladder = self.parts.ladder
+        names = ladder.names
+        try:
+            drafts = {name: draft_below(name, names, history, estimates) for name in names}
+            priced = {s.name: self.parts.costs.expected(s, request, history, drafts[s.name]) for s in ladder.stages}
+        except RequestError:
+            raise
+        except Exception as error:  # noqa: BLE001 - as in _estimates
+            return dict.fromkeys(names, Cost(0.0)), self._note_failure("costs", error)
+        return priced, ""
+
+    def _fallback(self, stages: tuple[str, ...], reason: str, *, careful: bool) -> Fallback:
+        """Who is called where nothing can be decided; the cheapest where a bound on costs cannot be kept otherwise."""
+        if careful and stages:
+            return Fallback(stages[0], reason)
+        chosen = self.parts.fallback
+        return Fallback(chosen if chosen in stages else next(reversed(stages), self.parts.ladder.names[-1]), reason)
+
+    def _note_failure(self, part: str, error: Exception) -> str:
+        """Count it, and log it where it is the first of its kind."""
+        kind = f"{part}: {type(error).__name__}"
+        self._failed_open[kind] = self._failed_open.get(kind, 0) + 1
+        if self._failed_open[kind] == 1:
+            LOG.error("the part '%s' failed, and requests are decided without it", part, exc_info=error)
+        return kind
 
     async def _call(self, climb: Climb, call: Call) -> AsyncGenerator[Delta | Attempt, None]:
         stage = self.parts.ladder[call.stage]
         request = with_lam(climb.request if call.final else without_stream(climb.request), climb.lam)
         asks = not call.final and self._reads_logprobs(request, stage)
         events = self._telling(request, stage, call.draft) if asks else self._generate(request, stage, call.draft)
+        entry = self._guard.enter(stage.name)
+        if isinstance(entry, Absence):  # it was still there when the policy chose it
+            yield self._book(climb, stage, Attempt(stage.name, fault=absence_fault({stage.name: entry})))
+            return
         began, pieces, made = self.parts.timer(), list[str](), None
         try:
             async with aclosing(events):
@@ -262,6 +378,8 @@ class Router:
                     if isinstance(event, Attempt):
                         made = event
                         break
+                    if not pieces:
+                        entry.heard()
                     pieces.append(event.text)
                     if call.final:
                         yield event
@@ -270,6 +388,7 @@ class Router:
             made = made or cut_short(request, stage.name, pieces, self.parts.timer() - began)
             raise
         finally:
+            entry.leave(made)
             if made is not None:
                 made = self._book(climb, stage, made)
         yield made
@@ -315,7 +434,11 @@ class Router:
 
     def _book(self, climb: Climb, stage: Stage, made: Attempt) -> Attempt:
         """Bill an attempt and keep it."""
-        attempt = replace(made, cost=self.parts.costs.billed(stage, made))
+        try:
+            attempt = replace(made, cost=self.parts.costs.billed(stage, made))
+        except Exception as error:  # noqa: BLE001 - as in _estimates; an answer that cannot be billed is still one
+            self._note_failure("billing", error)
+            attempt = made
         climb.attempts.append(attempt)
         climb.steps[-1] = replace(climb.steps[-1], attempt=attempt)
         return attempt
@@ -391,10 +514,11 @@ class Router:
 
 
 def next_decision(policy: Policy, view: View, last: Action | None, *, step: int = 0) -> Decision:
-    """The policy's decision, but for two laws above it.
+    """The policy's decision, but for four laws above it.
 
     There is no climb once part of an answer was sent to the caller, and a policy that does not come to an end within 4
-    steps for each stage (and 4 more) is ended.
+    steps for each stage (and 4 more) is ended. Where no stage can take a call the reason is the answer, and where
+    estimates could not be had the stage is called that is set for that.
     """
     if step >= STEPS_PER_STAGE * len(view.costs) + STEPS_PER_STAGE:
         fault = Fault("server", f"the policy '{policy.name}' did not come to an end within {step} steps")
@@ -403,7 +527,53 @@ def next_decision(policy: Policy, view: View, last: Action | None, *, step: int 
         attempt = view.attempts[-1]
         if attempt.fault is not None and attempt.first_token_s is not None:
             return Decision(Fail(attempt.fault), reason="part of this answer was sent: no climb after the first byte")
+    if not view.stages and not view.attempts and view.absent:
+        fault = absence_fault(view.absent)
+        return Decision(Fail(fault), reason=fault.message)
+    if view.fallback is not None:
+        return fall_back(view, view.fallback)
     return policy.decide(view)
+
+
+def fall_back(view: View, fallback: Fallback) -> Decision:
+    """What is done without estimates: the fallback stage, where it fails the others from the dearest down, once each.
+
+    The first answer is kept, and a ``bad_request`` ends it, as it does in every policy.
+    """
+    told = f"decided without estimates ({fallback.reason})"
+    answers = [attempt for attempt in view.attempts if attempt.is_answer]
+    if answers:
+        return Decision(Stop(answers[-1]), reason=f"{told}: {answers[-1].stage} answered")
+    faults = [attempt.fault for attempt in view.attempts if attempt.fault is not None]
+    tried = {attempt.stage for attempt in view.attempts}
+    order = dict.fromkeys((fallback.stage, *reversed(view.stages)))
+    left = [stage for stage in order if stage in view.stages and stage not in tried]
+    if left and not any(fault.kind == "bad_request" for fault in faults):
+        return Decision(Call(left[0], final=True), reason=f"{told}: {left[0]} is next")
+    fault = faults[-1] if faults else Fault("bad_request", "no stage is allowed to take this request")
+    return Decision(Fail(fault), reason=f"{told}: no stage left")
+
+
+class Unguarded:
+    """The guard of a router that has none: every stage can always take a call, and nothing is counted."""
+
+    def absent(self, stages: Iterable[str]) -> Mapping[str, Absence]:
+        """Nobody."""
+        return EMPTY
+
+    def enter(self, stage: str) -> Entry | Absence:
+        """Everybody."""
+        return self
+
+    def states(self) -> tuple[StageState, ...]:
+        """Nothing is known."""
+        return ()
+
+    def heard(self) -> None:
+        """Of no concern."""
+
+    def leave(self, attempt: Attempt | None) -> None:
+        """Of no concern."""
 
 
 def coin(seed: int, request_id: str, step: int) -> float:

@@ -378,13 +378,13 @@ class Absence:
 def absence_fault(absent: Mapping[str, Absence]) -> Fault:
     """The fault of a request that none of these stages can take now; at least one is given.
 
-    Where all of them are broken the service is (503), else there is too much to do (429). Either way the caller is told
-    the soonest that any of them may be tried.
+    Where all of them failed too often it is `unavailable` (503), else there is too much to do, `rate_limit` (429).
+    Either way the caller is told the soonest that any of them may be tried.
     """
     kind: FaultKind = "unavailable" if all(each.kind == "breaker" for each in absent.values()) else "rate_limit"
-    told = "; ".join(f"{name}: {each.message}" for name, each in absent.items())
-    soonest = min(each.retry_after for each in absent.values())
-    return Fault(kind, f"no allowed stage can take a call now: {told}", retry_after=soonest)
+    told = "; ".join(f"stage '{name}' {each.message}" for name, each in absent.items())
+    head = "" if len(absent) == 1 else "no allowed stage can take a call now: "
+    return Fault(kind, f"{head}{told}", retry_after=min(each.retry_after for each in absent.values()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -611,8 +611,8 @@ Deltas are the caller's to show: those of a final call, and of others as ``Dials
 class Outcome:
     """Measured quality of an attempt in [0, 1]: a grader's, a judge's or a user's.
 
-    One source may tell several of one decision, each under a ``key`` of its own; without one there is one for each stage
-    that it names (None: the answer that was kept).
+    A source may tell several of one decision, each under a ``key`` of its own, which stand as they came. Without a key
+    there is one for each ``stage`` that it names (None: the answer that was kept), and a later one replaces it.
     """
 
     decision_id: str
@@ -621,6 +621,14 @@ class Outcome:
     stage: str | None = None
     comment: str | None = None
     key: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A trace as a store holds it: ``seq`` rises in the order in which traces were written, and is never given twice."""
+
+    seq: int
+    trace: Trace
 
 
 Change = Literal["added", "same", "replaced", "conflict"]

@@ -29,6 +29,7 @@ STATUSES = {
     "protocol": 502,
     "crash": 503,
     "cancelled": 503,
+    "unavailable": 503,
 }
 
 

@@ -197,18 +197,17 @@ async def test_a_policy_that_never_ends_is_ended():
         await router.answer(make_request())
 
 
-class Failing(FakePredictor):
+class Failing(GreedyPolicy):
     """Raises what it should not."""
 
-    def predict(self, features):
+    def decide(self, view):
         raise ValueError("no such thing")
 
 
 async def test_a_bug_is_not_called_a_caller_who_left():
-    router = make_router()
-    broken = Router(replace(router.parts, predictor=Failing(QUALITY)))
+    router = make_router(policies={"route": Failing()})
     with pytest.raises(ValueError, match="no such thing"):
-        await broken.answer(make_request())
+        await router.answer(make_request())
     (trace,) = router.parts.store.read()
     assert (trace.fault.kind, trace.fault.message) == ("server", "ValueError: no such thing")
 

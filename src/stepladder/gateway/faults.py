@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from stepladder.errors import AnswerError, EngineError, RequestError, TraceError, UsageError
+from stepladder.errors import AccessError, AnswerError, EngineError, RequestError, TraceError, UsageError
 from stepladder.gateway.replies import Reply, json_reply
 from stepladder.gateway.report import Headers, bill, decision_headers
 from stepladder.types import Fault, FaultKind
@@ -37,6 +37,7 @@ _STATUS_OF_FAULT: Mapping[FaultKind, int] = MappingProxyType(
         "protocol": 502,
         "crash": 503,
         "cancelled": 503,
+        "unavailable": 503,
     }
 )
 _TYPE_AND_CODE: Mapping[FaultKind, tuple[str, str | None]] = MappingProxyType(
@@ -60,6 +61,9 @@ def error_reply(error: Exception) -> Reply:
         case RequestError():
             status = _STATUS_OF_CODE.get(error.code or "", 400)
             return json_reply(error_body(str(error), BAD_REQUEST, error.param, error.code), status=status)
+        case AccessError():
+            headers = (*error.headers, *_seconds_header(error.retry_after))
+            return json_reply(error_body(str(error), error.kind, code=error.code), headers, error.status)
         case UsageError():
             return json_reply(error_body(str(error), BAD_REQUEST), status=400)
         case AnswerError():
@@ -93,6 +97,10 @@ def fault_status(fault: Fault) -> int:
 
 
 def _retry_after(fault: Fault) -> Headers:
-    if fault.retry_after is None or not math.isfinite(fault.retry_after):
+    return _seconds_header(fault.retry_after)
+
+
+def _seconds_header(seconds: float | None) -> Headers:
+    if seconds is None or not math.isfinite(seconds):
         return ()
-    return ((b"retry-after", str(max(0, math.ceil(fault.retry_after))).encode()),)
+    return ((b"retry-after", str(max(0, math.ceil(seconds))).encode()),)

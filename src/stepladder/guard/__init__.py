@@ -1,0 +1,1 @@
+"""What stands before the engines: who can take a call now, and where conversations were answered."""
