@@ -92,12 +92,20 @@ class AccessError(UsageError):
     """A caller who may not, or not now. ``status`` is HTTP's, ``kind`` OpenAI's type; ``retry_after`` is in seconds."""
 
     def __init__(
-        self, message: str, *, status: int, kind: str, code: str | None, retry_after: float | None = None
+        self,
+        message: str,
+        *,
+        status: int,
+        kind: str,
+        code: str | None,
+        retry_after: float | None = None,
+        headers: tuple[tuple[bytes, bytes], ...] = (),
     ) -> None:
         self.status = status
         self.kind = kind
         self.code = code
         self.retry_after = retry_after
+        self.headers = headers
         super().__init__(message)
 
 

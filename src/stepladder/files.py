@@ -14,7 +14,7 @@ MODE = 0o644
 
 
 @contextmanager
-def replacing(path: str | Path) -> Iterator[BinaryIO]:
+def replacing(path: str | Path, *, mode: int = MODE) -> Iterator[BinaryIO]:
     """A file to write bytes to, which takes the place of ``path`` when the block ends, with all of it on the disk.
 
     The folder is made where it is not there. Where the block raises, or anything fails, ``path`` stays as it was and
@@ -29,14 +29,14 @@ def replacing(path: str | Path) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        temporary.chmod(MODE)
+        temporary.chmod(mode)
         temporary.replace(path)
     except BaseException:  # re-raised: only the half-written file is cleared away
         temporary.unlink(missing_ok=True)
         raise
 
 
-def replace_file(path: str | Path, data: bytes) -> None:
+def replace_file(path: str | Path, data: bytes, *, mode: int = MODE) -> None:
     """``replacing``, of bytes that are there already."""
-    with replacing(path) as file:
+    with replacing(path, mode=mode) as file:
         file.write(data)

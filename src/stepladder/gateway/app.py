@@ -17,12 +17,22 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
-from stepladder.errors import RequestError
+from stepladder.errors import AccessError, RequestError
+from stepladder.gateway.access import ACCESS, FreeGate, Gate, access_of
 from stepladder.gateway.exposition import CONTENT_TYPE
 from stepladder.gateway.faults import BAD_REQUEST, error_body, error_reply
 from stepladder.gateway.health import readiness
+from stepladder.gateway.media import Urls, check_urls
 from stepladder.gateway.replies import WRITE_IDLE_S, EventStream, Reply, Sendable, json_reply
-from stepladder.gateway.report import answer_headers, bill, call_headers, decision_headers, outcomes_body, route_body
+from stepladder.gateway.report import (
+    Headers,
+    answer_headers,
+    bill,
+    call_headers,
+    decision_headers,
+    outcomes_body,
+    route_body,
+)
 from stepladder.gateway.stream import ChunkWriter, frames, opened, sse
 from stepladder.gateway.watch import Visit, Watch
 from stepladder.gateway.wire import Names, answer_body, dumps, models_body, parse_object, read_model, read_request
@@ -37,6 +47,7 @@ _CUT_OFF_S = 1.0
 class GatewaySettings:
     """``model_name`` is the model under which the policy decides; larger bodies than ``max_body_bytes`` are refused.
 
+    ``image_urls`` says which URLs in messages go on to the stages.
     A stream ends where its client takes nothing for ``write_idle_s`` seconds. ``presets`` are dials by name
     (``wire.Names``); ``baseline`` is the stage that savings are told against, None for the ladder's last.
     """
@@ -44,6 +55,7 @@ class GatewaySettings:
     model_name: str = "stepladder"
     max_body_bytes: int = 8 * 1024 * 1024
     write_idle_s: float = WRITE_IDLE_S
+    image_urls: Urls = "data"
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: EMPTY)
     baseline: str | None = None
 
@@ -54,16 +66,21 @@ def create_app(
     *,
     manage_router: bool = False,
     watch: Watch | None = None,
+    gate: Gate | None = None,
 ) -> Starlette:
     """The ASGI application. With ``manage_router`` its lifespan starts and closes the router, else the caller does.
 
-    Without a ``watch`` it has one of its own.
+    Without a ``watch`` it has one of its own. The ``gate`` lets requests in (everybody's, without one); the lifespan
+    closes it.
     """
     settings = settings or GatewaySettings()
     watch = watch or Watch()
     router.watch(watch.on_trace)
     doors = Doors(router, settings, watch)
-    door = partial(Door, limit=settings.max_body_bytes, watch=watch)
+    gate = gate or FreeGate()
+    router.watch(gate.settle)
+    door = partial(Door, limit=settings.max_body_bytes, watch=watch, gate=gate)
+    free = partial(door, gate=FreeGate())  # whoever watches the process must not hold a key
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -74,6 +91,7 @@ def create_app(
         finally:
             if manage_router:
                 await router.close()
+            await gate.close()
 
     routes = [
         Route("/v1/chat/completions", door(doors.chat), methods=["POST"]),
@@ -82,8 +100,8 @@ def create_app(
         Route("/v1/models", door(doors.models), methods=["GET"]),
         Route("/v1/models/{model:path}", door(doors.model), methods=["GET"]),
         Route("/v1/decisions/{id}", door(doors.decision), methods=["GET"]),
-        Route("/health", door(doors.health), methods=["GET"]),
-        Route("/ready", door(doors.ready), methods=["GET"]),
+        Route("/health", free(doors.health), methods=["GET"]),
+        Route("/ready", free(doors.ready), methods=["GET"]),
         Route("/metrics", door(doors.metrics), methods=["GET"]),
     ]
     app = Starlette(routes=routes, lifespan=lifespan, exception_handlers={HTTPException: _no_such_door})
@@ -98,6 +116,7 @@ class Doors:
         self.router = router
         self._watch = watch
         self._write_idle_s = settings.write_idle_s
+        self._image_urls = settings.image_urls
         ladder = router.parts.ladder
         self._names = Names(settings.model_name, ladder.names, tuple(router.parts.policies), settings.presets)
         self._baseline = settings.baseline
@@ -119,7 +138,11 @@ class Doors:
 
     async def models(self, scope: Scope, body: bytes) -> Sendable:
         """GET /v1/models"""
-        return json_reply(self._models)
+        may_use = access_of(scope).may_use
+        mine = [
+            model for model in self._models["data"] if model["id"] not in self._names.stages or may_use(model["id"])
+        ]
+        return json_reply({**self._models, "data": mine})
 
     async def model(self, scope: Scope, body: bytes) -> Sendable:
         """GET /v1/models/{model}"""
@@ -129,7 +152,8 @@ class Doors:
 
     async def decision(self, scope: Scope, body: bytes) -> Sendable:
         """GET /v1/decisions/{id}: the trace, and the outcomes that were reported for it."""
-        return await asyncio.to_thread(self._stored, scope["path_params"]["id"])  # others do not wait for the disk
+        asked, reader = scope["path_params"]["id"], access_of(scope).reads()
+        return await asyncio.to_thread(self._stored, asked, reader)  # others do not wait for the disk
 
     async def health(self, scope: Scope, body: bytes) -> Sendable:
         """GET /health: this process answers; it says nothing of the stages behind it."""
@@ -145,16 +169,18 @@ class Doors:
         """GET /metrics, for Prometheus."""
         return Reply(200, self._watch.metrics.expose(), content_type=CONTENT_TYPE)
 
-    def _stored(self, asked: str) -> Reply:
+    def _stored(self, asked: str, reader: str | None) -> Reply:
         store = self.router.parts.store
         trace = store.get(asked)
-        if trace is None:
+        if trace is None or reader not in (None, trace.request.caller):
             raise RequestError(f"no decision '{asked}' is stored", param="id", code="decision_not_found")
         outcomes = outcomes_body(store.outcomes(asked))
         return json_reply({"object": "stepladder.trace", **encode(trace), **bill(trace), "outcomes": outcomes})
 
     def _request(self, scope: Scope, body: bytes, endpoint: Endpoint | None) -> Request:
-        return read_request(parse_object(body), self._names, scope["headers"], endpoint)
+        request = read_request(parse_object(body), self._names, scope["headers"], endpoint)
+        check_urls(request.messages, self._image_urls)
+        return access_of(scope).constrain(request, self.router.parts)
 
     async def _answer(self, request: Request) -> Sendable:
         if request.params.get("stream"):
@@ -183,8 +209,11 @@ class Doors:
 class Door:
     """An ASGI application around one handler: reads the body, stands by for a client that leaves, tells errors."""
 
-    def __init__(self, handle: Callable[[Scope, bytes], Awaitable[Sendable]], limit: int, watch: Watch) -> None:
+    def __init__(
+        self, handle: Callable[[Scope, bytes], Awaitable[Sendable]], limit: int, watch: Watch, gate: Gate
+    ) -> None:
         self._handle = handle
+        self._gate = gate
         self._limit = limit
         self._watch = watch
         self._name: str = getattr(handle, "__name__", "other")
@@ -203,6 +232,18 @@ class Door:
             self._watch.end(visit)
 
     async def _serve(self, scope: Scope, receive: Receive, sent: Sent) -> None:
+        try:
+            access = self._gate.enter(scope)  # before anything is read
+        except AccessError as error:
+            await error_reply(error)(sent)
+            return
+        scope[ACCESS], sent.headers, sent.visit.caller = access, access.headers, access.caller
+        try:
+            await self._let_in(scope, receive, sent)
+        finally:
+            access.leave()
+
+    async def _let_in(self, scope: Scope, receive: Receive, sent: Sent) -> None:
         try:
             body = await read_body(scope, receive, self._limit)
         except RequestError as error:
@@ -228,9 +269,13 @@ class Sent:
     def __init__(self, send: Send, visit: Visit) -> None:
         self.visit = visit
         self._send = send
+        self.headers: Headers = ()
+        """What is added to the reply's own."""
         self.begun = self.streaming = False
 
     async def __call__(self, message: Message) -> None:
+        if self.headers and not self.begun:
+            message = {**message, "headers": [*message["headers"], *self.headers]}
         await self._send(message)
         if self.begun:
             self.visit.bytes_out += len(message.get("body", b""))
