@@ -33,10 +33,11 @@ import torch
 
 from stepladder.decoding.batch import Batch, Job
 from stepladder.decoding.chain import GIVEN, NGRAM, Emitted, Run
-from stepladder.decoding.controller import Planner, PlannerSettings
+from stepladder.decoding.controller import Planner
 from stepladder.decoding.decode import decode
 from stepladder.decoding.laws import Sampling
 from stepladder.decoding.oracle import SeededOracle
+from stepladder.decoding.planner_settings import PlannerSettings
 from stepladder.decoding.sequence import Sequence as Answer
 from stepladder.decoding.times import StepTimes
 from stepladder.engines.torch_chains import Chains, Shared, Watch
@@ -117,6 +118,7 @@ def answer(
         vocab=row.models[arm.top].vocab,
         most=most,
         timer=time.perf_counter,
+        ends=tokenizer.eos,
         given=given,
     )
     ends: list[tuple[float, int]] = []
@@ -129,7 +131,10 @@ def answer(
 
     batch = Batch(row.models, timer=time.perf_counter, on_pass=arm.planner.times.observe)
     run = Run(tokens, sampling, SeededOracle(seed), tokenizer.eos, watch)
-    before = [arm.planner.forecast(arm.top, len(prompt), size, len(given), greedy=sampling.greedy) for size in (0, 1)]
+    before = [
+        None if given else arm.planner.forecast(arm.top, len(prompt), size, greedy=sampling.greedy)
+        for size in range(most + 1)
+    ]
     arm.forecasts.append(arm.planner.seconds_per_token(arm.top, greedy=sampling.greedy))
     began = time.perf_counter()
     job = Job(decode(run, chains.next, most, keep), tokens, told=chains.passed)
@@ -139,8 +144,8 @@ def answer(
     if job.error is not None:
         raise job.error
     written = tokens.tokens[tokens.prompt :]
-    if before[0] is not None and before[1] is not None and not given:
-        arm.whole.append((before[0] + (before[1] - before[0]) * len(written), ends[-1][0] - began))
+    if (told := before[len(written)]) is not None:
+        arm.whole.append((told, ends[-1][0] - began))
     arm.seconds.append(ends[-1][0] - began)
     arm.tokens.append(len(written))
     arm.paces.append((ends[-1][0] - ends[0][0], sum(count for _, count in ends[1:])))

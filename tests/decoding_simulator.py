@@ -15,6 +15,7 @@ from math import exp, log
 
 from stepladder.decoding.acceptance import NGRAM
 from stepladder.decoding.controller import Planner
+from stepladder.decoding.course import Round
 from stepladder.decoding.planning import Ground, Law, Plan
 from stepladder.decoding.stopping import Stopping
 
@@ -142,43 +143,63 @@ class Run:
 
 
 class Text:
-    """One answer on its way: how long it is and what each stage has read of it."""
+    """One answer on its way: how long it is and what each stage has read of it.
 
-    def __init__(self, world: World, planner: Planner | None = None, prompt: int = 0, *, greedy: bool = True) -> None:
+    ``size``: tokens after which it ends, 0 for one without end. A draft that comes to the end is short, and no token is
+    drawn behind an end that was kept. Of a round, ``spent`` is all it took, ``clean`` is that without noise and without
+    the answering stage's reading of the prompt, which costs every plan the same.
+    """
+
+    def __init__(
+        self, world: World, planner: Planner | None = None, prompt: int = 0, *, greedy: bool = True, size: int = 0
+    ) -> None:
         self.world, self.planner, self.greedy = world, planner, greedy
         self.length = prompt
         self.origin = -prompt
-        self.read = dict.fromkeys(range(world.stages), 0 if prompt else self.length)
-        self.spent = self.clean = self.reading = 0.0
+        self.end = prompt + size if size else 10**9
+        self.read = dict.fromkeys(range(world.stages), 0)
+        self.spent = self.clean = self.reading = self.prompt = 0.0
+        self.passes = 0
         self.written = 0
-
-    def start(self, top: int) -> None:
-        """The answering stage has read the prompt: that costs every plan the same, and is not counted."""
-        self.read[top] = max(0, self.length - 1)
-        if self.planner is not None and self.length > 1:
-            self.planner.observe_pass(top, self.length - 1, 1, self.world.took(top, self.length - 1))
 
     def unread(self) -> dict[int, int]:
         return {stage: self.length - read for stage, read in self.read.items() if self.length - read > 4}
 
-    def round(self, plan: Plan, lengths: Sequence[int], stopping: Stopping | None = None) -> tuple[int, float]:
-        """Tokens and seconds of a round of the answering stage."""
+    @property
+    def is_over(self) -> bool:
+        return self.length >= self.end
+
+    def took(self, tokens: int) -> Round:
+        """The last round, as a planner is told of it."""
+        passes = (self.spent - self.world.overhead, float(self.passes))
+        return Round(tokens, self.spent, passes, self.reading, self.prompt, self.is_over)
+
+    def round(self, plan: Plan, lengths: Sequence[int], stopping: Stopping | None = None) -> int:
+        """Tokens that a round of the answering stage wrote."""
         self.spent = self.clean = self.world.overhead
-        self.reading = 0.0
-        wrote = self._round(plan.chain, lengths, len(plan.chain) - 1, 10**9, stopping)
+        self.reading = self.prompt = 0.0
+        self.passes = 0
+        top = len(plan.chain) - 1
+        wrote = self._round(plan.chain, lengths, top, 10**9, stopping)
         self.written += wrote
-        return wrote, self.spent
+        return wrote
 
     def _pass(self, stage: int, want: int) -> None:
         width = max(want, self.length - self.read[stage])
-        seconds = self.world.took(stage, width)
-        self.spent += seconds
-        self.clean += self.world.seconds(stage, width)
+        seconds, beyond = self.world.took(stage, width), 0.0
         if width > want + 4:
-            self.reading += seconds - self.world.seconds(stage, want)
+            beyond = seconds - self.world.seconds(stage, want)
+        if stage == self.world.stages - 1:
+            self.prompt += beyond
+            self.clean += self.world.seconds(stage, want if beyond else width)
+        else:
+            self.reading += beyond
+            self.clean += self.world.seconds(stage, width)
+        self.spent += seconds
+        self.passes += 1
         self.read[stage] = self.length
         if self.planner is not None:
-            self.planner.observe_pass(stage, width, 1, seconds)
+            self.planner.times.observe(stage, width, 1, seconds)
 
     def _round(
         self, chain: Sequence[int], lengths: Sequence[int], at: int, most: int, stopping: Stopping | None
@@ -187,19 +208,20 @@ class Text:
         if at:
             asked = min(lengths[at - 1], most - 1)
         if asked:
-            told = self._emit(chain, lengths, at - 1, asked, stopping)
-        drafted = self.length - start
+            told = self._emit(chain, lengths, at - 1, min(asked, self.end - start), stopping)
+        drafted, ended = self.length - start, self.is_over
         self._pass(chain[at], drafted + 1)
         kept = 0
         while kept < drafted and self.world.chance.random() < self._kept(chain[at - 1], chain[at], kept, start + kept):
             kept += 1
-        self.length = start + kept + 1
+        self.length = min(start + kept + 1, self.end)
         for stage, read in self.read.items():
             self.read[stage] = min(read, start + kept)
         if asked and self.planner is not None:
             drafter, target = chain[at - 1], chain[at]
-            self.planner.observe_verified(drafter, target, drafted, kept, told, asked=asked, greedy=self.greedy)
-        return kept + 1
+            offered = drafted if ended and drafter != NGRAM else asked
+            self.planner.acceptance(greedy=self.greedy).observe(drafter, target, drafted, kept, told, asked=offered)
+        return self.length - start
 
     def _kept(self, drafter: int, target: int, position: int, place: int) -> float:
         return self.world.confidence(drafter, target, position, self.origin + place, self.written)
@@ -213,7 +235,7 @@ class Text:
             return []
         if at:
             wrote = 0
-            while wrote < most:
+            while wrote < most and not self.is_over:
                 wrote += self._round(chain, lengths, at, most - wrote, stopping)
             return []
         return self._draft(chain, most, stopping)
@@ -233,32 +255,27 @@ class Text:
 
 
 def run_static(world: World, plan: Plan, rounds: int) -> Run:
-    """One plan, round after round of one endless answer that every stage has read."""
+    """One plan, round after round of one endless answer."""
     text, run = Text(world), Run()
     for _ in range(rounds):
-        tokens, _ = text.round(plan, plan.lengths)
-        run.add(plan, tokens, text)
+        run.add(plan, text.round(plan, plan.lengths), text)
     return run
 
 
 def run_planned(
     world: World, planner: Planner, rounds: int, *, answer: int = 0, prompt: int = 64, greedy: bool = True
 ) -> Run:
-    """What the planner makes of it. ``answer``: tokens after which a new answer begins, on ``prompt`` unread tokens."""
+    """What the planner makes of it. ``answer``: tokens of an answer, after which another begins, all on new prompts."""
     run, top = Run(), world.stages - 1
-    text = Text(world, planner, prompt, greedy=greedy)
-    text.start(top)
-    written = 0
+    text, before = Text(world, planner, prompt, greedy=greedy, size=answer), 0
     for _ in range(rounds):
-        if answer and text.written - written >= answer:
-            fresh = Text(world, planner, prompt, greedy=greedy)
-            fresh.written = written = text.written
-            fresh.origin += written
-            text = fresh
-            text.start(top)
-        left = answer - (text.written - written) if answer else None
+        if text.is_over:
+            before += answer
+            text = Text(world, planner, prompt, greedy=greedy, size=answer)
+            text.written, text.origin = before, before - prompt
+        left = text.end - text.length if answer else None
         plan = planner.plan(top, greedy=greedy, unread=text.unread(), remaining=left)
-        tokens, seconds = text.round(plan, plan.asks, planner.stopping(plan, greedy=greedy))
-        planner.observe_round(plan, tokens, seconds, greedy=greedy, reading=text.reading)
+        tokens = text.round(plan, plan.asks, planner.stopping(plan, greedy=greedy))
+        planner.observe_round(plan, text.took(tokens), greedy=greedy)
         run.add(plan, tokens, text)
     return run

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from decoding_simulator import World, linear, run_planned
 from stepladder.decoding.acceptance import EDGES, NGRAM, Acceptance, Chances, products
-from stepladder.decoding.controller import Planner, PlannerSettings
+from stepladder.decoding.controller import Planner
+from stepladder.decoding.planner_settings import PlannerSettings
 from stepladder.decoding.planning import Ground, Law, all_plans, best_plan, fitted, plain_plan, priced, refined
 from stepladder.decoding.stopping import Marginal, thresholds
 from stepladder.decoding.times import StepTimes, rising

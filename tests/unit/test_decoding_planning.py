@@ -22,7 +22,9 @@ from decoding_simulator import (
     stepped,
 )
 from stepladder.decoding.acceptance import EDGES, NGRAM, Chances
-from stepladder.decoding.controller import CREDIT, Planner, PlannerSettings
+from stepladder.decoding.controller import Planner
+from stepladder.decoding.course import CREDIT, Round
+from stepladder.decoding.planner_settings import PlannerSettings
 from stepladder.decoding.planning import Ground, Law, Plan, all_plans, best_plan, fitted, plain_plan, priced
 from stepladder.decoding.stopping import Fixed, Marginal, Never, thresholds
 from stepladder.errors import ConfigError
@@ -342,14 +344,12 @@ def test_answers_side_by_side_share_what_is_learned() -> None:
     make, sizes = CASES["α .8"]
     world, planner = make(1), Planner(2, without_ngrams(), sizes=sizes)
     texts, run = [Text(world, planner, 64) for _ in range(4)], Run()
-    for text in texts:
-        text.start(1)
     held = [planner.plan(1, unread=text.unread()) for text in texts]
     for turn in range(1600):
         which = turn % len(texts)
         text, plan = texts[which], held[which]  # asked for before the others' rounds came in
-        tokens, seconds = text.round(plan, plan.asks, planner.stopping(plan))
-        planner.observe_round(plan, tokens, seconds, reading=text.reading)
+        tokens = text.round(plan, plan.asks, planner.stopping(plan))
+        planner.observe_round(plan, text.took(tokens))
         run.add(plan, tokens, text)
         held[which] = planner.plan(1, unread=text.unread())
     assert run.rate(STATED_ROUNDS) >= 0.95 * best_static(make(1), [0])
@@ -362,13 +362,13 @@ def test_rounds_that_take_longer_than_their_passes_say_are_found_out(factor: flo
     make, sizes = CASES["α .8"]
     world, planner = make(1), Planner(2, without_ngrams(), sizes=sizes)
     text, spent, wrote = Text(world, planner, 64), list[float](), list[int]()
-    text.start(1)
     for turn in range(2000):
         plan = planner.plan(1, unread=text.unread())
-        tokens, seconds = text.round(plan, plan.asks, planner.stopping(plan))
-        seconds *= factor if turn >= begins and not plan.plain else 1.0
-        planner.observe_round(plan, tokens, seconds, reading=text.reading)
-        spent.append(seconds)
+        tokens = text.round(plan, plan.asks, planner.stopping(plan))
+        took = text.took(tokens)
+        longer = factor if turn >= begins and not plan.plain else 1.0
+        planner.observe_round(plan, replace(took, seconds=longer * took.seconds))
+        spent.append(longer * text.clean)
         wrote.append(tokens)
     assert sum(wrote[begins:]) / sum(spent[begins:]) >= (0.94 if begins else 0.97)
     assert sum(wrote[-500:]) / sum(spent[-500:]) >= 0.97
@@ -481,8 +481,8 @@ def test_sizes_that_are_none_are_named(sizes: tuple[float, ...]) -> None:
 
 def test_rounds_that_cannot_be_say_nothing() -> None:
     planner = Planner(2)
-    planner.observe_round(Plan((1,)), 0, 1.0)
-    planner.observe_round(Plan((1,)), 1, 0.0)
+    planner.observe_round(Plan((1,)), Round(0, 1.0, (1.0, 1.0)))
+    planner.observe_round(Plan((1,)), Round(1, 0.0, (0.0, 1.0)))
     assert planner.seconds_per_token(1) is None
 
 
@@ -493,10 +493,10 @@ def test_batches_are_planned_apart() -> None:
     run_planned(make(1), planner, 600)
     for width in (1, 2, 4, 8):
         for _ in range(8):
-            planner.observe_pass(1, width, 8, 1.0 + 0.8 * (width - 1))
-            planner.observe_pass(0, width, 8, 0.5 + 0.3 * (width - 1))
+            planner.times.observe(1, width, 8, 1.0 + 0.8 * (width - 1))
+            planner.times.observe(0, width, 8, 0.5 + 0.3 * (width - 1))
     for _ in range(200):
         plan = planner.plan(1, batch=8)
-        planner.observe_round(plan, 1, 1.0, batch=8)
+        planner.observe_round(plan, Round(1, 1.0, (0.125, 0.125)), batch=8)
     assert planner.plan(1, batch=8).plain
     assert not planner.plan(1, batch=1).plain

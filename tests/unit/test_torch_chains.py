@@ -155,11 +155,3 @@ def test_what_a_climb_saved_is_never_below_zero() -> None:
 
 def _alone() -> Row:
     return Row(("top",), (Loaded(FakeModel(""), LETTERS),), ((),))  # type: ignore[arg-type]
-
-
-def test_a_planner_that_shares_its_times_does_not_learn_them_again() -> None:
-    shared = shared_of()
-    before = shared.planner.times.seconds(2, 1)
-    for _ in range(50):
-        shared.planner.passed(123.0)
-    assert shared.planner.times.seconds(2, 1) == before

@@ -249,7 +249,8 @@ class TorchEngine:
         use_threads(threads)
         row, times, lock = load_row(settings), StepTimes(), Lock()
         time_passes(row.models, times.observe, timer=self._timer, budget_s=self._trial_s)
-        shared = {each.stage.name: Shared(planner_for(each, row, times), lock) for each in settings}
+        chunk = min(each.chunk for each in settings)
+        shared = {each.stage.name: Shared(planner_for(each, row, times, chunk=chunk), lock) for each in settings}
 
         def on_pass(stage: int, width: int, rows: int, seconds: float) -> None:
             with lock:
@@ -259,7 +260,7 @@ class TorchEngine:
             row.models,
             timer=self._timer,
             on_pass=on_pass,
-            chunk=min(each.chunk for each in settings),
+            chunk=chunk,
             usual={index: times.seconds(index, 1) or 0.0 for index in range(len(row.models))},
         )
         worker = Worker(batch, first=lambda: use_threads(threads))

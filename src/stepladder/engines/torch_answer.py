@@ -220,6 +220,7 @@ def begin(
         vocab=model.vocab,
         most=most,
         timer=timer,
+        ends=tokenizer.eos,
         deferral=_deferral(settings, request),
         settled=order.seed is not None and not order.sampling.greedy,
         given=given,

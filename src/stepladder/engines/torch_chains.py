@@ -8,9 +8,12 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from stepladder.decoding.batch import Took
+from stepladder.decoding.beliefs import CHUNK, FEW
 from stepladder.decoding.chain import GIVEN, NGRAM, GivenDraft, Level, ModelDrafter, NgramDrafter, Verifier
-from stepladder.decoding.controller import FEW, Planner, PlannerSettings
+from stepladder.decoding.controller import Planner
+from stepladder.decoding.course import Round
 from stepladder.decoding.deferral import Deferral
+from stepladder.decoding.planner_settings import PlannerSettings
 from stepladder.decoding.planning import LONGEST, Plan
 from stepladder.decoding.sequence import Sequence as Answer
 from stepladder.decoding.tally import Tally
@@ -45,8 +48,8 @@ class Shared:
         self.at_work -= 1
 
 
-def planner_for(settings: Settings, row: Row, times: StepTimes) -> Planner:
-    """The planner that a stage's options ask for; step times are shared by all stages."""
+def planner_for(settings: Settings, row: Row, times: StepTimes, *, chunk: int = CHUNK) -> Planner:
+    """The planner that a stage's options ask for; step times are shared by all stages, and read in chunks by all."""
     top = row.index(settings.stage.name)
     fixed: Literal["fixed", "marginal"] = "marginal" if settings.length is None else "fixed"
     if settings.chain is None:
@@ -58,7 +61,7 @@ def planner_for(settings: Settings, row: Row, times: StepTimes) -> Planner:
         lengths = (settings.length,) * len(settings.chain) if settings.length else ()
         asked = PlannerSettings(mode="chain", chain=chain, lengths=lengths, stopping=fixed)
     sizes = [model.parameters for model in row.models]
-    return Planner(len(row.models), asked, sizes=sizes, times=times, able=row.below[top])
+    return Planner(len(row.models), asked, sizes=sizes, times=times, able=row.below[top], chunk=chunk)
 
 
 class Watch(Tally):
@@ -75,9 +78,8 @@ class Watch(Tally):
             return
         super().verified(drafter, target, asked, accepted, confidences)
         with self._shared.lock:
-            self._shared.planner.observe_verified(
-                drafter, target, len(confidences), accepted, confidences, asked=asked, greedy=self._greedy
-            )
+            acceptance = self._shared.planner.acceptance(greedy=self._greedy)
+            acceptance.observe(drafter, target, len(confidences), accepted, confidences, asked=asked)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -85,8 +87,8 @@ class Chains:
     """The chains of one answer. ``next`` gives the one for the round to come, ``ended`` is told of the one gone.
 
     ``contexts`` are the positions that each model has: a drafter that would run out of them is left out. ``most`` is
-    how many tokens the answer may have. ``settled``: run with what was set and nothing that was measured, for an answer
-    that is to be the same whenever it is asked for with its seed.
+    how many tokens the answer may have, ``ends`` are those that end it. ``settled``: run with what was set and nothing
+    that was measured, for an answer that is to be the same whenever it is asked for with its seed.
     """
 
     top: int
@@ -98,6 +100,7 @@ class Chains:
     vocab: int
     most: int
     timer: Callable[[], float]
+    ends: frozenset[int] = frozenset()
     deferral: Deferral | None = None
     settled: bool = False
     given: Sequence[int] = ()
@@ -161,18 +164,11 @@ class Chains:
         """The round wrote so many tokens; the planner hears of it, but for rounds over a climbed draft."""
         if self.climbing or self.settled:
             return
-        seconds, (prompt, reading) = max(SOME_S, self.timer() - self._began), self._read
+        over = self._left() <= 0 or self.answer.tokens[-1] in self.ends
+        passes = (self._passes[0], self._passes[1])
+        took = Round(tokens, max(SOME_S, self.timer() - self._began), passes, self._read[1], self._read[0], over)
         with self.shared.lock:
-            self.shared.planner.observe_round(
-                self.plan,
-                tokens,
-                seconds,
-                greedy=self.greedy,
-                batch=self._rows,
-                reading=reading,
-                prompt=prompt,
-                passes=(self._passes[0], self._passes[1]),
-            )
+            self.shared.planner.observe_round(self.plan, took, greedy=self.greedy, batch=self._rows)
 
     def saved(self, prompt: int, drafted: int, kept: int) -> float:
         """Seconds that a climbed draft saved: writing those kept, less reading all of them; 0 where that is a loss."""

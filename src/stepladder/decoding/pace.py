@@ -1,0 +1,190 @@
+"""What rounds really took and wrote, beside what was foreseen of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import sqrt
+
+HOST_KEEP = 0.97
+"""What a round leaves of the older ones in the measure of time beside passes."""
+
+SPEED_MEMORY = 600.0
+"""Rounds over which measured time is compared to the forecast."""
+
+GUARD_MEMORY = 40.0
+GUARD_ROUNDS = 10
+GUARD_DEVIATIONS = 2.0
+"""The chain that runs is dropped where its mean loss against plain decoding lies this many standard errors above 0."""
+
+LATEST = 8
+"""Rounds that "the latest" are, where a chain begins to lose."""
+
+ROUNDS_MEMORY = 200.0
+ROUNDS_PULL = 4.0
+"""Rounds of a chain that its tokens and times are taken from, and those that the forecast without them counts for."""
+
+CURVE = 64
+"""Tokens up to which the rounds of an answer are counted one by one; beyond, a round writes what it does on average."""
+
+
+@dataclass(slots=True)
+class Speed:
+    """Measured seconds of a chain's rounds beside the forecast for the tokens that they wrote, both forgotten."""
+
+    measured: float = 0.0
+    foreseen: float = 0.0
+    rounds: float = 0.0
+
+    def observe(self, seconds: float, foreseen: float) -> None:
+        keep = 1.0 - 1.0 / SPEED_MEMORY
+        self.measured = self.measured * keep + seconds
+        self.foreseen = self.foreseen * keep + foreseen
+        self.rounds = self.rounds * keep + 1.0
+
+    def factor(self, weight: float) -> float:
+        """Measured over foreseen, held towards 1 by so many rounds."""
+        if not self.rounds or self.foreseen <= 0.0:
+            return 1.0
+        pull = weight * self.foreseen / self.rounds
+        return (self.measured + pull) / (self.foreseen + pull)
+
+
+class Guard:
+    """Loss of the running chain against plain decoding, round by round: mean and deviation, forgotten."""
+
+    def __init__(self) -> None:
+        self._weight = 0.0
+        self._sum = 0.0
+        self._squares = 0.0
+        self._latest = 0.0
+        self._rounds = 0
+
+    def observe(self, seconds: float, tokens: int, pace: float) -> None:
+        """``pace``: plain decoding's seconds per token. Rounds out of all proportion are cut to size."""
+        loss = min(seconds / pace - tokens, 4.0)
+        keep = 1.0 - 1.0 / GUARD_MEMORY
+        self._weight = self._weight * keep + 1.0
+        self._sum = self._sum * keep + loss
+        self._squares = self._squares * keep + loss * loss
+        self._rounds += 1
+        self._latest += (loss - self._latest) / LATEST
+
+    def losing(self) -> bool:
+        """True where the latest rounds lost: time to look, if no reason to act yet."""
+        return self._latest > 0.0
+
+    def alarmed(self) -> bool:
+        if self._rounds < GUARD_ROUNDS:
+            return False
+        mean = self._sum / self._weight
+        spread = max(0.0, self._squares / self._weight - mean * mean)
+        return mean > GUARD_DEVIATIONS * sqrt(spread / self._weight)
+
+
+class Host:
+    """What rounds took beyond their passes: beside each pass in plain decoding, in proportion for each chain."""
+
+    def __init__(self) -> None:
+        self._beside = [0.0, 0.0]
+        self._drafted = [0.0, 0.0, 0.0]
+        self._chains: dict[tuple[int, ...], list[float]] = {}
+
+    def rounded(self, chain: tuple[int, ...], seconds: float, passes: float, count: float) -> None:
+        """A round took ``seconds``, ``passes`` of them in ``count`` passes, each divided by the rows that shared it."""
+        if not count:
+            return
+        if len(chain) == 1:
+            told, sums = (seconds - passes, count), self._beside
+        else:
+            self._drafted = [
+                sums * HOST_KEEP + amount
+                for sums, amount in zip(self._drafted, (seconds - passes, count, 1.0), strict=True)
+            ]
+            told = (seconds, passes + self.overhead() * count + self.beside())
+            sums = self._chains.setdefault(chain, [0.0, 0.0])
+        for place, amount in enumerate(told):
+            sums[place] = sums[place] * HOST_KEEP + amount
+
+    def _plain(self) -> float:
+        """Seconds beside a round of plain decoding."""
+        total, count = self._beside
+        return max(0.0, total) / count if count else 0.0
+
+    def overhead(self) -> float:
+        """Seconds beside each pass: what rounds of more passes take more, all of plain decoding's where none were seen.
+
+        At most plain decoding's own: what chains take beyond that is theirs (``factor``).
+        """
+        plain, (total, passes, rounds) = self._plain(), self._drafted
+        if passes <= rounds:
+            return plain
+        return min(plain, max(0.0, (total - plain * rounds) / (passes - rounds)))
+
+    def beside(self) -> float:
+        """Seconds beside each round, whatever its passes."""
+        return self._plain() - self.overhead()
+
+    def factor(self, chain: tuple[int, ...]) -> float:
+        """Time of a chain's rounds over what their passes explain; 1 for one that never ran."""
+        measured, explained = self._chains.get(chain, (0.0, 0.0))
+        return measured / explained if explained > 0.0 else 1.0
+
+
+class Rounds:
+    """How many tokens a chain's rounds write, and how long they take: what an answer of a given length is made of.
+
+    A round that an answer ended in might have written more. So the chance that a round goes on behind its k-th token
+    is taken from those rounds alone that could have, as lifetimes are that were not watched to their end (E. L. Kaplan
+    and P. Meier, "Nonparametric estimation from incomplete observations", JASA 53, 1958). Forgotten by rounds.
+    """
+
+    def __init__(self) -> None:
+        self._able: list[float] = []
+        self._stopped: list[float] = []
+        self._seconds = 0.0
+        self._count = 0.0
+
+    def observe(self, tokens: int, seconds: float, *, ended: bool) -> None:
+        """A round wrote ``tokens`` ≥ 1; where the answer ``ended`` with it, it was not free to go on."""
+        keep = 1.0 - 1.0 / ROUNDS_MEMORY
+        for counts in (self._able, self._stopped):
+            counts[:] = [count * keep for count in counts] + [0.0] * (tokens - len(counts))
+        for place in range(tokens - ended):
+            self._able[place] += 1.0
+        if not ended:
+            self._stopped[tokens - 1] += 1.0
+        self._seconds = self._seconds * keep + seconds
+        self._count = self._count * keep + 1.0
+
+    def reach(self, foreseen: Sequence[float]) -> list[float]:
+        """A_0 … A_n: the chance that a round writes more than k tokens, held towards the one foreseen."""
+        found = [1.0]
+        for place in range(max(len(foreseen), len(self._able))):
+            before = foreseen[place] if place < len(foreseen) else 0.0
+            after = foreseen[place + 1] if place + 1 < len(foreseen) else 0.0
+            able, stopped = (counts[place] if place < len(counts) else 0.0 for counts in (self._able, self._stopped))
+            hazard = 1.0 - after / before if before > 0.0 else 1.0
+            found.append(found[-1] * (1.0 - (stopped + ROUNDS_PULL * hazard) / (able + ROUNDS_PULL)))
+        return found
+
+    def seconds(self, foreseen: float) -> float:
+        """Mean seconds of a round, without reading, held towards those foreseen."""
+        return (self._seconds + ROUNDS_PULL * foreseen) / (self._count + ROUNDS_PULL)
+
+
+def rounds_of_answer(tokens: float, reach: Sequence[float]) -> float:
+    """N(L): expected rounds until an answer of L tokens is whole, the last round cut where the answer ends.
+
+    N(R) = 1 + Σ_{n<R} P(n)·N(R − n), P(n) = A_{n−1} − A_n from ``reach``; N(0) = 0. Between whole numbers of tokens,
+    and beyond ``CURVE``, it is linear; a draft that holds the end is kept or not like any other, and no token is drawn
+    behind the end, so that n = R and all n beyond it are one case.
+    """
+    shares = [low - high for low, high in zip(reach, [*reach[1:], 0.0], strict=True)]
+    counts = [0.0]
+    for left in range(1, min(int(tokens) + 1, CURVE) + 1):
+        counts.append(1.0 + sum(share * counts[left - n] for n, share in enumerate(shares[: left - 1], start=1)))
+    whole = min(int(tokens), len(counts) - 1)
+    if whole + 1 < len(counts):
+        return counts[whole] + (tokens - whole) * (counts[whole + 1] - counts[whole])
+    return counts[-1] + (tokens - whole) / sum(reach)
