@@ -175,6 +175,14 @@ class ServeSettings(_Frozen):
     """Larger request bodies are refused with 413."""
     write_idle_s: Positive = 30.0
     """A client that takes nothing of its stream for so many seconds is given up, and its stage is free again."""
+    drain_s: NonNegative = 30.0
+    """Seconds that requests at work have to end once the gateway is told to (SIGTERM); then they are cut off."""
+    drain_notice_s: NonNegative = 0.0
+    """Seconds before that in which `/ready` says 503 and requests are still taken, for balancers that look rarely."""
+    log: Literal["json", "text", "off"] = "text"
+    """How the log on standard error is written: one line for each request, one for each warning."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """The least that is logged; requests are `info`, those that end with 5xx `error`, polls for health `debug`."""
     baseline: str | None = None
     """The stage that savings are told against; default: the last, the dearest."""
 

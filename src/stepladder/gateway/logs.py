@@ -1,0 +1,259 @@
+"""The log of a served gateway: one line for each request, one for each warning and error. No prompt, no answer, no key.
+
+``stepladder serve`` sets it up; the library itself configures no logging. A request's line does not go through
+``logging``, and nobody waits for a disk or a terminal: a thread of its own writes many lines at once. That costs half
+of what a handler of ``logging`` does (docs/how-to/operate.md), and a reader that stops reading (a full pipe) stops that
+thread alone: then lines are dropped and counted. A process that is killed loses the lines of the last ``PAUSE_S``.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from functools import lru_cache
+from typing import Any, Literal
+
+import orjson
+
+from stepladder.gateway.metrics import Metrics
+from stepladder.gateway.watch import CURRENT, Visit
+from stepladder.types import Trace
+
+Format = Literal["json", "text", "off"]
+Level = Literal["debug", "info", "warning", "error"]
+Fields = dict[str, Any]
+
+PAUSE_S = 0.05
+"""How long lines gather before they are written together."""
+
+MAX_LINES = 10_000
+MAX_TEXT = 16_384
+"""Characters of a message or stack trace; what is longer is cut."""
+
+CLOSE_S = 2.0
+"""How long the end waits for a reader that does not read."""
+
+QUIET = frozenset({"health", "ready", "metrics"})
+"""Routes that machines ask every few seconds: their lines are for `debug`."""
+
+_LEVELS: Mapping[str, int] = {
+    "debug": logging.DEBUG,
+    "info": logging.INFO,
+    "warning": logging.WARNING,
+    "error": logging.ERROR,
+}
+
+
+class Log:
+    """Writes lines to a file descriptor. Use as a context manager, or ``open`` and ``close`` it.
+
+    While it is open it takes what the process logs, from ``level`` up for Stepladder's own parts and from `warning` up
+    for others', in place of the handlers that were there.
+    """
+
+    def __init__(
+        self, form: Format, level: Level, *, fd: int = 2, clock: Callable[[], float] = time.time, most: int = MAX_LINES
+    ) -> None:
+        self.dropped = 0
+        self._form = form
+        self._level = _LEVELS[level]
+        self._fd = fd
+        self._clock = clock
+        self._most = most
+        self._render = json_line if form == "json" else text_line
+        self._lines: deque[bytes] = deque()
+        self._woken = threading.Event()
+        self._closing = threading.Event()
+        self._handler = _Handler(self)
+        self._before: tuple[list[logging.Handler], int, int] | None = None
+        self._writer = threading.Thread(target=self._write_forever, name="stepladder-log", daemon=True)
+
+    def open(self) -> None:
+        """Take over the process's logging, and start to write."""
+        root, own = logging.getLogger(), logging.getLogger("stepladder")
+        self._before = list(root.handlers), root.level, own.level
+        for handler in self._before[0]:
+            root.removeHandler(handler)
+        root.addHandler(logging.NullHandler() if self._form == "off" else self._handler)
+        root.setLevel(max(self._level, logging.WARNING))
+        own.setLevel(self._level)
+        self._writer.start()
+
+    def close(self) -> None:
+        """Write what is left, and give the process's logging back."""
+        self._closing.set()
+        self._woken.set()
+        self._writer.join(CLOSE_S)
+        if self._before is not None:
+            root = logging.getLogger()
+            for handler in list(root.handlers):
+                root.removeHandler(handler)
+            handlers, root.level, logging.getLogger("stepladder").level = self._before
+            for handler in handlers:
+                root.addHandler(handler)
+            self._before = None
+
+    def __enter__(self) -> Log:
+        self.open()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def tell(self, visit: Visit) -> None:
+        """The line of one request (``watch.Watch``). A 5xx and a request cut off are errors: every level shows them."""
+        failed = visit.status >= 500 or visit.ending == "cut_off"
+        level = "error" if failed else "debug" if visit.route in QUIET else "info"
+        if self._form != "off" and _LEVELS[level] >= self._level:
+            self.put({"time": self._clock(), "level": level, "event": "request", **request_fields(visit)})
+
+    def event(self, event: str, **fields: Any) -> None:
+        """A line about the gateway itself."""
+        if self._form != "off" and self._level <= logging.INFO:
+            self.put({"time": self._clock(), "level": "info", "event": event, **fields})
+
+    def put(self, fields: Fields) -> None:
+        """Hand over one line. Never waits; where too many wait already the line is dropped and counted."""
+        if len(self._lines) >= self._most:
+            self.dropped += 1
+            return
+        self._lines.append(self._render(fields))
+        if not self._woken.is_set():
+            self._woken.set()
+
+    def refresh(self, metrics: Metrics) -> None:
+        """Bring the metrics up to date (``Metrics.refreshers``)."""
+        metrics.log_dropped.set((), self.dropped)
+
+    # ── the thread that writes ───────────────────────────────────────────────
+
+    def _write_forever(self) -> None:
+        while True:
+            self._woken.wait()
+            self._woken.clear()
+            self._closing.wait(PAUSE_S)
+            lines = [self._lines.popleft() for _ in range(len(self._lines))]
+            if not _written(self._fd, b"".join(lines)):
+                self.dropped += len(lines)
+            if self._closing.is_set() and not self._lines:
+                return
+
+
+def request_fields(visit: Visit) -> Fields:
+    """What a request's line tells; what is not known is left out."""
+    fields: Fields = {
+        "request": visit.number,
+        "route": visit.route,
+        "status": visit.status,
+        "ending": visit.ending,
+        "seconds": visit.seconds,
+        "bytes_in": visit.bytes_in,
+        "bytes_out": visit.bytes_out,
+    }
+    if visit.caller is not None:
+        fields["caller"] = visit.caller
+    if visit.trace is not None:
+        _add_trace(fields, visit.trace)
+    return fields
+
+
+def _add_trace(fields: Fields, trace: Trace) -> None:
+    request, attempts = trace.request, trace.attempts
+    fields["decision_id"] = trace.id
+    fields["mode"] = trace.mode
+    fields["stream"] = bool(request.params.get("stream"))
+    fields["attempts"] = len(attempts)
+    fields["cost"] = sum(attempt.cost for attempt in attempts)
+    fields["cost_unit"] = trace.cost_unit
+    fields["decide_ms"] = trace.decide_s * 1e3
+    if attempts:
+        fields["stage"] = attempts[-1 if trace.answer_index is None else trace.answer_index].stage
+    if request.caller is not None:
+        fields["caller"] = request.caller
+    if trace.fault is not None:
+        fields["fault"] = trace.fault.kind
+    if trace.first_token_s is not None:
+        fields["first_token_s"] = trace.first_token_s
+
+
+class _Handler(logging.Handler):
+    """What others log, as a line; within a request it names that request, so that the two lines can be joined."""
+
+    def __init__(self, log: Log) -> None:
+        super().__init__()
+        self._log = log
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._log.put(_record_fields(record))
+        except Exception:  # noqa: BLE001 - a record that cannot be formatted must not fail what it tells of
+            self.handleError(record)
+
+
+def _record_fields(record: logging.LogRecord) -> Fields:
+    fields: Fields = {
+        "time": record.created,
+        "level": record.levelname.lower(),
+        "event": "log",
+        "logger": record.name,
+        "message": record.getMessage()[:MAX_TEXT],
+    }
+    visit = CURRENT.get()
+    if visit is not None:
+        fields["request"] = visit.number
+        if visit.trace is not None:
+            fields["decision_id"] = visit.trace.id
+    if record.exc_info and record.exc_info[1] is not None:
+        fields["exception"] = "".join(traceback.format_exception(record.exc_info[1]))[-MAX_TEXT:]
+    return fields
+
+
+def json_line(fields: Fields) -> bytes:
+    """One JSON object on one line; the time is UTC."""
+    fields["time"] = _utc(fields["time"])
+    return orjson.dumps(fields, default=str, option=orjson.OPT_APPEND_NEWLINE)
+
+
+def text_line(fields: Fields) -> bytes:
+    """The same for people: time, level, event, then ``key=value``; line breaks within a value are escaped."""
+    shown = {key: value for key, value in fields.items() if key not in ("time", "level", "event", "exception")}
+    words = [_utc(fields["time"]), fields["level"], fields["event"], *(f"{k}={_word(v)}" for k, v in shown.items())]
+    text = " ".join(words) + "\n"
+    if "exception" in fields:
+        text += "".join(f"    {line}\n" for line in fields["exception"].splitlines())
+    return text.encode("utf-8", "replace")
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    text = str(value)
+    plain = text.isprintable() and not any(letter in ' "=' for letter in text) and text
+    return text if plain else orjson.dumps(text, default=str).decode()
+
+
+def _utc(seconds: float) -> str:
+    whole = int(seconds)
+    return f"{_second(whole)}.{int((seconds - whole) * 1000):03d}Z"
+
+
+@lru_cache(maxsize=2)
+def _second(seconds: int) -> str:
+    """The same for every line of one second."""
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+
+
+def _written(fd: int, data: bytes) -> bool:
+    """Write all of it; False where nobody reads any more (a closed pipe, a full disk)."""
+    try:
+        while data:
+            data = data[os.write(fd, data) :]
+    except OSError:
+        return False
+    return True
