@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from itertools import count
+from math import inf
 from typing import Any
 
 import orjson
@@ -29,10 +31,12 @@ from stepladder.types import (
     Features,
     Ladder,
     Outcome,
+    Receipt,
     Request,
     Stage,
     Stop,
     StoreCounts,
+    Stored,
     Trace,
     Usage,
     View,
@@ -194,7 +198,15 @@ class FakeStore:
         self.traces.append(trace)
         self.written.set()
 
-    def outcome(self, outcome: Outcome) -> None:
+    def report(self, outcome: Outcome) -> Future[Receipt]:
+        raise NotImplementedError
+
+    def outcome(self, outcome: Outcome) -> Receipt:
+        raise NotImplementedError
+
+    def scan(
+        self, *, after: int = 0, since: float = 0.0, until: float = inf, stage: str | None = None, limit: int = 256
+    ) -> tuple[Stored, ...]:
         raise NotImplementedError
 
     def get(self, trace_id: str) -> Trace | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stepladder import config, plugins
-from stepladder.config import LAMBDA_PRESETS, Settings, StageSettings
+from stepladder.config import LAMBDA_PRESETS, Settings, StageSettings, TraceSettings
 from stepladder.contracts import CostModel, Engine, Featurizer, Forecast, Policy, Predictor, TraceStore
 from stepladder.engines.model_file import verify
 from stepladder.errors import (
@@ -25,6 +25,7 @@ from stepladder.errors import (
 )
 from stepladder.hub import is_hub_reference, resolve
 from stepladder.router import Parts, Router
+from stepladder.traces.keeping import Keeping
 from stepladder.traces.memory import MemoryTraceStore
 from stepladder.types import Attempt, EngineCost, Ladder, Mode, Stage, Versions
 from stepladder.version import __version__
@@ -290,11 +291,28 @@ def _forecast(engines: Mapping[str, Engine]) -> Forecast:
 
 
 def _store(settings: Settings) -> TraceStore:
+    kept = keeping(settings.traces)
     if settings.traces.path is None:
-        return MemoryTraceStore()
+        return MemoryTraceStore(kept)
     from stepladder.traces.sqlite import SqliteTraceStore
 
-    return SqliteTraceStore(settings.folder / settings.traces.path)
+    return SqliteTraceStore(settings.folder / settings.traces.path, kept)
+
+
+def keeping(traces: TraceSettings) -> Keeping:
+    """What the settings say of how long traces are kept, and what of them."""
+    return Keeping(
+        prompts=traces.prompts,
+        keep_s=_seconds(traces.keep_days),
+        keep_rows=traces.keep_rows,
+        keep_feedback_s=_seconds(traces.keep_feedback_days),
+        queue_rows=traces.queue_rows,
+        queue_bytes=traces.queue_bytes,
+    )
+
+
+def _seconds(days: float | None) -> float | None:
+    return None if days is None else days * 86_400
 
 
 def _lambda(settings: Settings, artifact: Artifact | None) -> float:

@@ -216,6 +216,18 @@ class TraceSettings(_Frozen):
 
     path: str | None = None
     """SQLite file for the traces, made where it does not exist."""
+    prompts: Literal["full", "hash", "omit"] = "full"
+    """Texts of requests, answers and errors: as they are, as hashes keyed by `PATH.salt`, or not at all."""
+    keep_days: Positive | None = None
+    """Older traces are deleted; default: none is for its age."""
+    keep_rows: Annotated[int, Field(gt=0)] | None = None
+    """No more traces than these are kept, the oldest go; default: all in a file, 10,000 in memory."""
+    keep_feedback_days: Positive | None = None
+    """Feedback that was told longer ago is deleted, with or without its trace; default: none is."""
+    queue_rows: Annotated[int, Field(gt=0)] = 20_000
+    """Traces that may wait for the disk; past them new ones are dropped and counted as shed."""
+    queue_bytes: Annotated[int, Field(gt=0)] = 64 * 1024 * 1024
+    """What they may weigh together; in memory, what all traces may."""
 
 
 class Settings(_Frozen):

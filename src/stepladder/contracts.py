@@ -18,10 +18,12 @@ from stepladder.types import (
     Estimates,
     Features,
     Outcome,
+    Receipt,
     Request,
     Stage,
     StageState,
     StoreCounts,
+    Stored,
     Trace,
     View,
 )
@@ -137,9 +139,9 @@ class Conversations(Protocol):
 class TraceStore(Protocol):
     """Where traces and outcomes go (``stepladder.testing.check_store``). Safe from any thread.
 
-    ``append`` must not wait for the disk; all that reads sees what was appended before. The future of ``report`` is done
-    once the outcome is kept for good, however the process ends then; ``outcome`` waits for that. ``read`` goes by the
-    time at which traces were made, ``scan`` a page at a time by the order in which they were written.
+    ``append`` must not wait for the disk; all that reads sees what was appended before. The future of ``report`` is
+    done once the outcome is kept for good, however the process ends then; ``outcome`` waits for that. ``read`` goes by
+    the time at which traces were made, ``scan`` a page at a time by the order in which they were written.
     """
 
     def append(self, trace: Trace) -> None: ...

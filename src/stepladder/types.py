@@ -625,7 +625,7 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A trace as a store holds it: ``seq`` rises in the order in which traces were written, and is never given twice."""
+    """A trace as a store holds it: ``seq`` rises in the order in which they were written, and none is given twice."""
 
     seq: int
     trace: Trace

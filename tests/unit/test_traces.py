@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from stepladder.errors import TraceError
-from stepladder.traces import sqlite
+from stepladder.traces import schema, writer
 from stepladder.traces.codec import decode, encode
+from stepladder.traces.keeping import Keeping
 from stepladder.traces.memory import MemoryTraceStore
 from stepladder.traces.sqlite import SqliteTraceStore
 from stepladder.traces.weight import weigh, without_raw
@@ -114,7 +115,7 @@ def test_a_file_keeps_what_it_holds(tmp_path):
 
 
 def test_memory_stays_bounded():
-    store = MemoryTraceStore(limit=3)
+    store = MemoryTraceStore(Keeping(keep_rows=3))
     for number in range(10):
         store.append(trace(str(number)))
     assert [t.id for t in store.read()] == ["7", "8", "9"]
@@ -146,13 +147,22 @@ def test_a_newer_store_is_left_alone(tmp_path):
 
 def test_what_the_disk_refuses_is_counted(tmp_path, caplog):
     store = SqliteTraceStore(Path(tmp_path) / "t.sqlite3")
-    store._db.execute("DROP TABLE traces")
-    store._db.commit()
+    with closing(sqlite3.connect(store.path, isolation_level=None)) as other:
+        other.execute("DROP TABLE traces")
     store.append(trace("a"))
     store.flush()
-    assert store.shed == 1
+    assert store.counts().shed == 1
     assert "could not be written" in caplog.text
     store.close()
+
+
+@contextmanager
+def held(store: SqliteTraceStore):
+    """While the block lasts somebody else writes to the file, as far as the store can see."""
+    with closing(sqlite3.connect(store.path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        yield
+        other.execute("COMMIT")
 
 
 def nested(levels: int) -> list[Any]:
@@ -170,7 +180,7 @@ def test_a_trace_that_cannot_be_encoded_takes_no_other_along(tmp_path, caplog):
     store.append(trace("b"))
     store.flush(2.0)
     assert [each.id for each in store.read()] == ["a", "b"]
-    assert store.shed == 2
+    assert store.counts().shed == 2
     assert "'deep' could not be encoded" in caplog.text
     store.append(trace("c"))
     assert store.get("c") == trace("c")
@@ -179,7 +189,7 @@ def test_a_trace_that_cannot_be_encoded_takes_no_other_along(tmp_path, caplog):
 
 def test_a_reader_does_not_wait_for_ever(tmp_path):
     store = SqliteTraceStore(tmp_path / "t.sqlite3")
-    with store._lock:  # the disk hangs
+    with held(store):
         store.append(trace("a"))
         with pytest.raises(TraceError, match="did not write within 0.2 s"):
             store.flush(0.2)
@@ -189,8 +199,8 @@ def test_a_reader_does_not_wait_for_ever(tmp_path):
 
 def test_a_reader_is_told_that_nobody_writes(tmp_path):
     store = SqliteTraceStore(tmp_path / "t.sqlite3")
-    store._queue.put(None)  # ends the writer
-    store._writer.join()
+    store._writer._queue.put(None)  # ends the writer
+    store._writer._thread.join()
     with pytest.raises(TraceError, match="has stopped writing"):
         store.flush(60.0)
     store.close()
@@ -198,12 +208,12 @@ def test_a_reader_is_told_that_nobody_writes(tmp_path):
 
 @pytest.fixture
 def in_a_hurry(monkeypatch):
-    monkeypatch.setattr(sqlite, "BUSY_S", 0.01)
-    monkeypatch.setattr(sqlite, "RETRY_S", (0.01, 0.01, 0.01))
+    monkeypatch.setattr(schema, "BUSY_S", 0.01)
+    monkeypatch.setattr(writer, "RETRY_S", (0.01, 0.01, 0.01))
 
 
 def test_a_locked_file_loses_nothing_once_it_is_free(tmp_path, monkeypatch, in_a_hurry):
-    monkeypatch.setattr(sqlite, "RETRY_S", (0.05,) * 200)
+    monkeypatch.setattr(writer, "RETRY_S", (0.05,) * 200)
     store = SqliteTraceStore(tmp_path / "t.sqlite3")
     with closing(sqlite3.connect(store.path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
@@ -212,7 +222,7 @@ def test_a_locked_file_loses_nothing_once_it_is_free(tmp_path, monkeypatch, in_a
             store.flush(0.3)
         other.execute("COMMIT")
     assert store.get("a") == trace("a")
-    assert store.shed == 0
+    assert store.counts().shed == 0
     store.close()
 
 
@@ -222,13 +232,20 @@ def test_a_file_that_stays_locked_is_given_up(tmp_path, in_a_hurry, caplog):
         other.execute("BEGIN IMMEDIATE")
         store.append(trace("a"))
         store.flush(5.0)
-        with pytest.raises(TraceError, match="is in use"):
-            SqliteTraceStore(store.path)
-    assert store.shed == 1
+        SqliteTraceStore(store.path).close()  # whose tables are there: it opens all the same
+    assert store.counts().shed == 1
     assert "1 traces could not be written" in caplog.text
     store.append(trace("b"))
     assert store.get("b") == trace("b")
     store.close()
+
+
+def test_a_new_file_that_somebody_else_holds(tmp_path, in_a_hurry):
+    path = tmp_path / "t.sqlite3"
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(TraceError, match="is in use"):
+            SqliteTraceStore(path)
 
 
 def test_a_closed_store_says_so(tmp_path, caplog):
@@ -236,7 +253,7 @@ def test_a_closed_store_says_so(tmp_path, caplog):
     store.append(trace("a"))
     store.close()
     store.append(trace("b"))
-    assert store.shed == 1
+    assert store.counts().shed == 1
     assert "'b' came after the store was closed" in caplog.text
     for use in (
         lambda: store.get("a"),
@@ -266,7 +283,7 @@ def test_a_weight_is_near_what_is_held():
 
 
 def test_memory_stays_bounded_in_bytes():
-    store = MemoryTraceStore(max_bytes=1_000_000)
+    store = MemoryTraceStore(Keeping(queue_bytes=1_000_000))
     for number in range(100):
         store.append(trace(str(number), user="x" * 100_000))
     assert [each.id for each in store.read()] == [str(number) for number in range(91, 100)]
@@ -279,15 +296,15 @@ def test_memory_stays_bounded_in_bytes():
 
 
 def test_traces_that_wait_for_the_disk_stay_bounded_in_bytes(tmp_path):
-    store = SqliteTraceStore(tmp_path / "t.sqlite3", max_bytes=1_000_000)
-    with store._lock:  # the disk hangs
+    store = SqliteTraceStore(tmp_path / "t.sqlite3", Keeping(queue_bytes=1_000_000))
+    with held(store):
         for number in range(100):
             store.append(trace(str(number), user="x" * 100_000))
-        assert store.shed == 91
+        assert store.counts().shed == 91
     assert [each.id for each in store.read()] == [str(number) for number in range(9)]
     store.append(trace("heavy", user="x" * 2_000_000))
     assert store.get("heavy") is not None
-    assert (store._waiting, store._waiting_bytes) == (0, 0)
+    assert (store.counts().waiting, store.counts().waiting_bytes) == (0, 0)
     store.close()
 
 

@@ -28,8 +28,23 @@ SALT_BYTES = 32
 _HASH_BYTES = 16
 
 _OWN = frozenset(
-    "artifact call caller chain code config cost_unit draft drafter id kind ladder needs only policy prices reason stage "
-    "stages stop target".split()
+    {
+        *(
+            "artifact",
+            "call",
+            "caller",
+            "chain",
+            "code",
+            "config",
+            "cost_unit",
+            "draft",
+            "drafter",
+            "id",
+            "kind",
+            "ladder",
+        ),
+        *("needs", "only", "policy", "prices", "reason", "stage", "stages", "stop", "target"),
+    }
 )
 """Fields whose strings are the ladder's own, or names that its operator gave."""
 
@@ -41,8 +56,10 @@ _WORDS = frozenset(
 )
 _ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
 _PARAMS = frozenset(
-    "best_of echo frequency_penalty logprobs max_completion_tokens max_tokens n parallel_tool_calls presence_penalty seed "
-    "stream temperature top_logprobs top_p".split()
+    {
+        *("best_of", "echo", "frequency_penalty", "logprobs", "max_completion_tokens", "max_tokens", "n"),
+        *("parallel_tool_calls", "presence_penalty", "seed", "stream", "temperature", "top_logprobs", "top_p"),
+    }
 )
 """Parameters that are kept where they are numbers or flags; also the names of others are the caller's words."""
 

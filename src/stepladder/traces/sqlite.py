@@ -1,109 +1,85 @@
-"""Traces in one SQLite file (WAL), written by a thread of their own so that no request waits for the disk."""
+"""Traces and outcomes in one SQLite file (WAL), written by a thread of its own: no request waits for the disk."""
 
 from __future__ import annotations
 
-import logging
-import queue
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import closing, contextmanager
+from math import inf
 from pathlib import Path
 
 import orjson
 
 from stepladder.errors import TraceError
-from stepladder.traces.codec import decode, encode
-from stepladder.traces.weight import MAX_BYTES, weigh, without_raw
-from stepladder.types import Outcome, StoreCounts, Trace
-
-log = logging.getLogger("stepladder.traces")
-
-STORE_SCHEMA = 1
-BATCH = 256
-QUEUE_LIMIT = 20_000
-"""Traces that may wait for the disk. Past it new ones are dropped and counted in ``shed``: memory stays bounded."""
+from stepladder.traces.codec import decode
+from stepladder.traces.keeping import KEEP_ALL, Keeping
+from stepladder.traces.privacy import Veil, salt_beside
+from stepladder.traces.schema import KEYED, connect, is_busy, prepare
+from stepladder.traces.writer import Writer
+from stepladder.types import Outcome, Receipt, StoreCounts, Stored, Trace
 
 FLUSH_LIMIT_S = 10.0
 """How long a reader waits for what was appended before it; then it is told that the disk does not keep up."""
 
-BUSY_S = 5.0
-"""How long SQLite itself waits for another process that writes to the same file."""
-
-RETRY_S = (0.1, 0.5, 2.0, 5.0)
-"""Pauses between tries to write while the file stays locked; after the last one the batch is given up."""
+PAGE_ROWS = 256
+PAGE_BYTES = 4 * 1024 * 1024
+"""What is held of the file at once while it is read from end to end."""
 
 _ALIVE_CHECK_S = 0.1
-_BUSY_CODES = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
 
-Row = tuple[str, float, str | None, float, float, bytes]
-Item = tuple[Trace, int] | threading.Event | None
-"""What the writer is handed: a trace and its weight, an event to set once all before it is written, or the end."""
-
-_TABLES = """
-CREATE TABLE IF NOT EXISTS traces (
-    id TEXT PRIMARY KEY, created_at REAL NOT NULL, stage TEXT, cost REAL NOT NULL, seconds REAL NOT NULL,
-    body BLOB NOT NULL
-);
-CREATE INDEX IF NOT EXISTS traces_by_time ON traces (created_at);
-CREATE TABLE IF NOT EXISTS outcomes (
-    decision_id TEXT NOT NULL, source TEXT NOT NULL, stage TEXT, score REAL NOT NULL, comment TEXT,
-    PRIMARY KEY (decision_id, source, stage)
-);
-"""
+_SCAN = (
+    "SELECT seq, created_at, body FROM traces "
+    "WHERE seq > ? AND created_at >= ? AND created_at < ? AND (? IS NULL OR stage = ?) ORDER BY seq LIMIT ?"
+)
+_READ = "SELECT seq, created_at, body FROM traces WHERE (created_at, seq) > (?, ?) ORDER BY created_at, seq LIMIT ?"
 
 
 class SqliteTraceStore:
     """A ``TraceStore`` in a file.
 
-    ``append`` returns at once; ``get`` and ``read`` first wait for what was appended before them. ``outcome`` returns
-    only once it is on disk. Raises TraceError for a file that is no trace store or comes from a newer version, and
-    from every method that cannot do its work, also because the store was closed; ``append`` counts and logs instead.
-    Traces that wait for the disk weigh ``max_bytes`` at the most.
+    ``append`` returns at once; ``get``, ``read`` and ``scan`` first wait for what was appended before them. What was
+    told by ``report`` is on the disk once its future is done. Raises TraceError for a file that is no trace store or
+    comes from a newer version, and from every method that cannot do its work, also because the store was closed;
+    ``append`` counts and logs instead. ``keeping`` says what is kept and how much may wait; ``clock`` gives seconds
+    since the epoch.
     """
 
-    def __init__(self, path: Path | str, *, max_bytes: int = MAX_BYTES) -> None:
+    def __init__(
+        self, path: Path | str, keeping: Keeping = KEEP_ALL, *, clock: Callable[[], float] = time.time
+    ) -> None:
         self.path = Path(path)
-        self.max_bytes = max_bytes
-        self.shed = 0
-        self._waiting = self._waiting_bytes = 0  # traces that were appended and neither written nor given up
-        self._closed = False
-        self._hurry = threading.Event()  # set by ``close``: one try more and no pauses
-        self._gate = threading.Lock()  # never held for long: ``append`` waits for it
-        self._lock = threading.Lock()  # one use of the file at a time
-        self._db = self._open()
-        self._queue: queue.SimpleQueue[Item] = queue.SimpleQueue()
-        self._writer = threading.Thread(target=self._write_forever, name="stepladder-traces", daemon=True)
-        self._writer.start()
+        self.keeping = keeping
+        self._lock = threading.Lock()  # one use of the reader's connection at a time
+        with self._telling("cannot be opened"):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            writer = self._open(clock)
+        try:
+            veil = None if keeping.prompts == "full" else Veil(keeping.prompts, self._salt())
+            self._reader = connect(self.path, read_only=True)
+        except BaseException:  # re-raised: no connection is left behind
+            writer.close()
+            raise
+        self._writer = Writer(writer, self.path, keeping, veil, clock)
 
     def append(self, trace: Trace) -> None:
-        """Hand a trace over to the writer; where too many wait already it is dropped and counted in ``shed``."""
-        trace = without_raw(trace)
-        weight = weigh(trace, self.max_bytes)
-        with self._gate:
-            closed = self._closed
-            room = not closed and self._has_room(weight)
-            if room:
-                self._waiting += 1
-                self._waiting_bytes += weight
-                self._queue.put((trace, weight))
-        if not room:
-            self._shed(1)
-        if closed:
-            log.error("trace %r came after the store was closed and is lost", trace.id)
+        """Hand a trace over to the writer; where too many wait already it is dropped and counted as shed."""
+        self._writer.append(trace)
 
-    def _has_room(self, weight: int) -> bool:
-        """True also for a trace that is too heavy, where it is the only one: it is in memory anyway."""
-        fits = self._waiting < QUEUE_LIMIT and self._waiting_bytes + weight <= self.max_bytes
-        return fits or not self._waiting
+    def report(self, outcome: Outcome) -> Future[Receipt]:
+        """Keep a measured quality. The future is done once it is on the disk, or raises TraceError where it is not.
 
-    def outcome(self, outcome: Outcome) -> None:
-        """Keep a measured quality; the same decision, source and stage again replaces the earlier score."""
-        row = (outcome.decision_id, outcome.source, outcome.stage or "", outcome.score, outcome.comment)
-        query = "INSERT OR REPLACE INTO outcomes (decision_id, source, stage, score, comment) VALUES (?, ?, ?, ?, ?)"
-        with self._using() as db, db:
-            db.execute(query, row)
+        The same outcome again changes nothing. Another under the same ``key`` is a conflict and the first one stays;
+        without a key another of the same decision, source and stage replaces it. A future that is cancelled before its
+        turn is not written.
+        """
+        return self._writer.report(outcome)
+
+    def outcome(self, outcome: Outcome) -> Receipt:
+        """``report``, and wait until it is done."""
+        return self.report(outcome).result()
 
     def get(self, trace_id: str) -> Trace | None:
         """One trace by its decision id, None where there is none."""
@@ -113,156 +89,123 @@ class SqliteTraceStore:
         return None if row is None else decode(orjson.loads(row[0]))
 
     def read(self, *, since: float = 0.0, limit: int | None = None) -> Iterator[Trace]:
-        """Traces in the order they were made, from ``since`` (seconds since the epoch) on."""
+        """Traces in the order they were made, from ``since`` (seconds since the epoch) on; a page at a time."""
         self.flush()
-        query = "SELECT body FROM traces WHERE created_at >= ? ORDER BY created_at, rowid LIMIT ?"
-        with self._using() as db:
-            rows = db.execute(query, (since, -1 if limit is None else limit)).fetchall()
-        return (decode(orjson.loads(row[0])) for row in rows)
+        return self._read(since, limit)
+
+    def scan(
+        self,
+        *,
+        after: int = 0,
+        since: float = 0.0,
+        until: float = inf,
+        stage: str | None = None,
+        limit: int = PAGE_ROWS,
+    ) -> tuple[Stored, ...]:
+        """The next traces behind number ``after``, in the order they were written: at most ``limit``, or a few MB.
+
+        Those made from ``since`` on and before ``until``, and of ``stage`` where its answer was kept. None are left
+        where there are none; a reader goes on from the last ``seq``, and misses nothing that was written meanwhile.
+        """
+        self.flush()
+        with self._telling("cannot be used"), closing(connect(self.path, read_only=True)) as db:
+            first = after or _before(db, since)
+            rows = _page(db.execute(_SCAN, (first, since, until, stage, stage, limit)))
+        return tuple(Stored(seq, decode(orjson.loads(body))) for seq, _, body in rows)
 
     def outcomes(self, trace_id: str) -> tuple[Outcome, ...]:
-        """All measured qualities of one decision."""
-        query = "SELECT score, source, stage, comment FROM outcomes WHERE decision_id = ? ORDER BY rowid"
+        """All measured qualities of one decision, in the order they were told."""
+        query = "SELECT score, source, stage, comment, slot FROM outcomes WHERE decision_id = ? ORDER BY seq"
         with self._using() as db:
             rows = db.execute(query, (trace_id,)).fetchall()
-        return tuple(Outcome(trace_id, score, source, stage or None, comment) for score, source, stage, comment in rows)
+        return tuple(
+            Outcome(
+                trace_id, score, source, stage, comment, slot.removeprefix(KEYED) if slot.startswith(KEYED) else None
+            )
+            for score, source, stage, comment, slot in rows
+        )
 
     def counts(self) -> StoreCounts:
         """What was done so far, and what waits."""
-        with self._gate:
-            return StoreCounts(shed=self.shed, waiting=self._waiting, waiting_bytes=self._waiting_bytes)
+        return self._writer.counts()
 
     def flush(self, limit_s: float = FLUSH_LIMIT_S) -> None:
         """Wait until everything appended so far was written. Raises TraceError where that takes too long."""
-        done = threading.Event()
-        with self._gate:
-            self._check_open()
-            self._queue.put(done)
+        done = self._writer.mark()
         last = time.monotonic() + limit_s
         while not done.wait(_ALIVE_CHECK_S):
-            if not self._writer.is_alive():
+            if not self._writer.is_alive:
                 raise TraceError("the trace store has stopped writing; the log says why")
             if time.monotonic() >= last:
                 raise TraceError(f"the trace store did not write within {limit_s:g} s; try again")
 
     def close(self) -> None:
         """Write what waits, then close. Safe to call twice."""
-        with self._gate:
-            if self._closed:
-                return
-            self._closed = True
-            self._queue.put(None)  # the last: nothing is put in after ``_closed``
-        self._hurry.set()
-        self._writer.join()
+        self._writer.close()
         with self._lock:
-            self._db.close()
+            self._reader.close()
 
     # ── the file ─────────────────────────────────────────────────────────────
+
+    def _read(self, since: float, limit: int | None) -> Iterator[Trace]:
+        place, left = (since, -1), limit
+        while left is None or left > 0:
+            with self._using() as db:
+                rows = _page(db.execute(_READ, (*place, PAGE_ROWS if left is None else min(left, PAGE_ROWS))))
+            if not rows:
+                return
+            for _, _, body in rows:
+                yield decode(orjson.loads(body))
+            seq, created_at, _ = rows[-1]
+            place = (created_at, seq)
+            left = None if left is None else left - len(rows)
 
     @contextmanager
     def _using(self) -> Iterator[sqlite3.Connection]:
         with self._lock:
-            self._check_open()
-            try:
-                yield self._db
-            except sqlite3.Error as error:
-                raise TraceError(f"traces.path: '{self.path}' cannot be used: {error}") from error
+            if self._writer.closed:
+                raise TraceError(f"traces.path: the store '{self.path}' was closed")
+            with self._telling("cannot be used"):
+                yield self._reader
 
-    def _check_open(self) -> None:
-        if self._closed:
-            raise TraceError(f"traces.path: the store '{self.path}' was closed")
-
-    def _open(self) -> sqlite3.Connection:
+    @contextmanager
+    def _telling(self, what: str) -> Iterator[None]:
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            db = sqlite3.connect(self.path, check_same_thread=False, timeout=BUSY_S)
+            yield
         except (OSError, sqlite3.Error) as error:
-            raise TraceError(f"traces.path: '{self.path}' cannot be opened: {error}") from error
+            raise TraceError(f"traces.path: '{self.path}' {what}: {error}") from error
+
+    def _open(self, clock: Callable[[], float]) -> sqlite3.Connection:
+        db = connect(self.path)
         try:
-            self._prepare(db)
+            prepare(db, self.path, clock)
         except sqlite3.DatabaseError as error:
             db.close()
-            what = "is in use" if _is_busy(error) else "is no trace store"
+            what = "is in use" if is_busy(error) else "is no trace store"
             raise TraceError(f"traces.path: '{self.path}' {what}: {error}") from error
         except TraceError:
             db.close()
             raise
         return db
 
-    def _prepare(self, db: sqlite3.Connection) -> None:
-        db.execute("PRAGMA journal_mode=WAL")
-        db.execute("PRAGMA synchronous=NORMAL")
-        (found,) = db.execute("PRAGMA user_version").fetchone()
-        if found > STORE_SCHEMA:
-            raise TraceError(
-                f"traces.path: '{self.path}' has schema {found}, written by a newer Stepladder; "
-                f"this one reads up to {STORE_SCHEMA}"
-            )
-        db.executescript(_TABLES)
-        db.execute(f"PRAGMA user_version={STORE_SCHEMA}")
-        db.commit()
-
-    # ── the writer's thread ──────────────────────────────────────────────────
-
-    def _write_forever(self) -> None:
-        while True:
-            batch = self._next_batch()
-            traces = [item for item in batch if isinstance(item, tuple)]
-            rows = [row for trace, _ in traces if (row := self._encoded(trace)) is not None]
-            if rows:
-                self._write(rows)
-            with self._gate:
-                self._waiting -= len(traces)
-                self._waiting_bytes -= sum(weight for _, weight in traces)
-            for item in batch:
-                if isinstance(item, threading.Event):
-                    item.set()
-            if None in batch:
-                return
-
-    def _next_batch(self) -> list[Item]:
-        batch = [self._queue.get()]
-        while len(batch) < BATCH:
-            try:
-                batch.append(self._queue.get_nowait())
-            except queue.Empty:
-                break
-        return batch
-
-    def _encoded(self, trace: Trace) -> Row | None:
-        try:
-            return _row(trace)
-        except Exception:  # a trace holds what clients and plug-ins put in; none may end the thread
-            self._shed(1)
-            log.exception("trace %r could not be encoded", trace.id)
-            return None
-
-    def _write(self, rows: list[Row]) -> None:
-        for pause in (*RETRY_S, None):
-            try:
-                with self._lock, self._db:
-                    self._db.executemany("INSERT OR REPLACE INTO traces VALUES (?, ?, ?, ?, ?, ?)", rows)
-            except Exception as error:  # a full disk must not stop the gateway; what is lost is counted and said
-                if pause is None or self._hurry.is_set() or not _is_busy(error):
-                    self._shed(len(rows))
-                    log.exception("%d traces could not be written to %s", len(rows), self.path)
-                    return
-                self._hurry.wait(pause)
-            else:
-                return
-
-    def _shed(self, count: int) -> None:
-        with self._gate:
-            self.shed += count
+    def _salt(self) -> bytes:
+        return salt_beside(self.path) if self.keeping.prompts == "hash" else b""
 
 
-def _is_busy(error: Exception) -> bool:
-    """True where another process or connection holds the file; extended codes keep the plain one in their low byte."""
-    return isinstance(error, sqlite3.OperationalError) and getattr(error, "sqlite_errorcode", 0) & 0xFF in _BUSY_CODES
+def _before(db: sqlite3.Connection, since: float) -> int:
+    """The number just below that of every trace made from ``since`` on; found in the index by time alone."""
+    (first,) = db.execute("SELECT min(seq) FROM traces WHERE created_at >= ?", (since,)).fetchone()
+    return 0 if first is None else int(first) - 1
 
 
-def _row(trace: Trace) -> Row:
-    index = trace.answer_index
-    stage = None if index is None else trace.attempts[index].stage
-    body = orjson.dumps(encode(trace), option=orjson.OPT_SERIALIZE_NUMPY)
-    return trace.id, trace.created_at, stage, trace.cost, trace.seconds, body
+def _page(rows: sqlite3.Cursor) -> list[tuple[int, float, bytes]]:
+    """Rows until their bodies, which come last, are a page's worth; one at the least where there is one."""
+    page: list[tuple[int, float, bytes]] = []
+    size = 0
+    for row in rows:
+        page.append(row)
+        size += len(row[-1])
+        if size >= PAGE_BYTES:
+            break
+    rows.close()
+    return page

@@ -1,0 +1,339 @@
+"""The one thread that writes to a SQLite store: traces in batches, outcomes with the disk's word for it.
+
+Outcomes that arrive while a commit is under way share the next one (group commit), which is flushed to the disk before
+any of them is told so. Traces are committed without a flush: a process that is killed loses none that was written,
+a machine that loses power may lose the last ones. Only this thread writes, so nothing here waits for a lock of ours.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+import orjson
+
+from stepladder.errors import TraceError
+from stepladder.traces.codec import encode
+from stepladder.traces.keeping import Keeping
+from stepladder.traces.privacy import Veil, veiled
+from stepladder.traces.schema import KEYED, is_busy, slot, transaction
+from stepladder.traces.weight import weigh, without_raw
+from stepladder.types import Outcome, Receipt, StoreCounts, Trace
+
+log = logging.getLogger("stepladder.traces")
+
+BATCH = 256
+MAX_REPORTS = 2_000
+"""Outcomes that may wait for the disk; past it further ones are refused."""
+
+RETRY_S = (0.1, 0.5, 2.0, 5.0)
+"""Pauses between tries to write traces while the file stays locked; after the last one the batch is given up."""
+
+PRUNE_BATCH = 500
+PRUNE_EVERY_S = 30.0
+PRUNE_PAUSE_S = 0.02
+"""Between two batches where one did not do, so that what arrives is written in between."""
+
+_OLD_TRACES = (
+    "DELETE FROM traces WHERE seq IN (SELECT seq FROM traces WHERE created_at < ? ORDER BY created_at LIMIT ?)"
+)
+_OLD_OUTCOMES = (
+    "DELETE FROM outcomes WHERE seq IN (SELECT seq FROM outcomes WHERE told_at < ? ORDER BY told_at LIMIT ?)"
+)
+_FIRST_TRACES = "DELETE FROM traces WHERE seq IN (SELECT seq FROM traces ORDER BY seq LIMIT ?)"
+
+Row = tuple[str, float, str | None, float, float, bytes]
+
+
+@dataclass(slots=True)
+class Report:
+    """An outcome on its way, and where to tell what became of it."""
+
+    outcome: Outcome
+    told_at: float
+    done: Future[Receipt] = field(default_factory=Future)
+
+
+Item = tuple[Trace, int] | Report | threading.Event | None
+"""A trace and its weight, an outcome, an event to set once all before it is written, or the end."""
+
+
+class Writer:
+    """Takes traces and outcomes from any thread and writes them to ``db``, which it closes at the end."""
+
+    def __init__(
+        self,
+        db: sqlite3.Connection,
+        path: Path,
+        keeping: Keeping,
+        veil: Veil | None,
+        clock: Callable[[], float],
+    ) -> None:
+        self.closed = False
+        self._db = db
+        self._path = path
+        self._keeping = keeping
+        self._veil = veil
+        self._clock = clock
+        self._gate = threading.Lock()  # never held for long: ``append`` waits for it
+        self._counts = {each.name: 0 for each in fields(StoreCounts)}
+        self._hurry = threading.Event()  # set by ``close``: one try more and no pauses
+        self._prune_at = time.monotonic() if keeping.prunes else None
+        self._queue: queue.SimpleQueue[Item] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="stepladder-traces", daemon=True)
+        self._thread.start()
+
+    @property
+    def is_alive(self) -> bool:
+        """False where the thread has ended."""
+        return self._thread.is_alive()
+
+    def counts(self) -> StoreCounts:
+        """What was done so far, and what waits."""
+        with self._gate:
+            return StoreCounts(**self._counts)
+
+    def append(self, trace: Trace) -> None:
+        """Take a trace, or drop and count it where too much waits already or the store was closed."""
+        trace = without_raw(trace)
+        weight = weigh(trace, self._keeping.queue_bytes)
+        with self._gate:
+            counts, closed = self._counts, self.closed
+            counts["appended"] += 1
+            if closed or not self._has_room(weight):
+                counts["shed"] += 1
+            else:
+                counts["waiting"] += 1
+                counts["waiting_bytes"] += weight
+                self._queue.put((trace, weight))
+        if closed:
+            log.error("trace %r came after the store was closed and is lost", trace.id)
+
+    def _has_room(self, weight: int) -> bool:
+        """True also for a trace that is too heavy, where it is the only one: it is in memory anyway."""
+        counts, keeping = self._counts, self._keeping
+        fits = counts["waiting"] < keeping.queue_rows and counts["waiting_bytes"] + weight <= keeping.queue_bytes
+        return fits or not counts["waiting"]
+
+    def report(self, outcome: Outcome) -> Future[Receipt]:
+        """Take an outcome; raises TraceError where the store was closed or too many wait."""
+        report = Report(outcome, self._clock())
+        with self._gate:
+            self._check_open()
+            if self._counts["feedback_waiting"] >= MAX_REPORTS:
+                self._count(feedback_failed=1)
+                raise TraceError(f"{MAX_REPORTS} outcomes wait for the disk; try again")
+            self._count(feedback_waiting=1)
+            self._queue.put(report)
+        return report.done
+
+    def mark(self) -> threading.Event:
+        """An event that is set once everything taken before it was written; raises TraceError after ``close``."""
+        done = threading.Event()
+        with self._gate:
+            self._check_open()
+            self._queue.put(done)
+        return done
+
+    def close(self) -> None:
+        """Write what waits, then end. Safe to call twice, and from two threads at once."""
+        with self._gate:
+            if not self.closed:
+                self.closed = True
+                self._queue.put(None)  # the last: nothing is put in after ``closed``
+        self._hurry.set()
+        self._thread.join()
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise TraceError(f"traces.path: the store '{self._path}' was closed")
+        if not self._thread.is_alive():
+            raise TraceError("the trace store has stopped writing; the log says why")
+
+    def _count(self, **more: int) -> None:
+        """Add to counters. The gate is held."""
+        for name, added in more.items():
+            self._counts[name] += added
+
+    # ── the thread ───────────────────────────────────────────────────────────
+
+    def _run(self) -> None:
+        try:
+            while True:
+                batch = self._next_batch()
+                self._handle(batch)
+                if None in batch:
+                    return
+                self._prune_if_due()
+        finally:
+            self._db.close()
+
+    def _next_batch(self) -> list[Item]:
+        """What waits, up to a batch; nothing where something has to be pruned first."""
+        wait = None if self._prune_at is None else max(0.0, self._prune_at - time.monotonic())
+        batch: list[Item] = []
+        with suppress(queue.Empty):
+            batch.append(self._queue.get(timeout=wait))
+            while len(batch) < BATCH:
+                batch.append(self._queue.get_nowait())
+        return batch
+
+    def _handle(self, batch: Sequence[Item]) -> None:
+        traces = [item for item in batch if isinstance(item, tuple)]
+        reports = [item for item in batch if isinstance(item, Report)]
+        if reports:  # before the traces: somebody waits for them
+            self._report(reports, {trace.id for trace, _ in traces})
+        if traces:
+            self._append(traces)
+        for item in batch:
+            if isinstance(item, threading.Event):
+                item.set()
+
+    def _append(self, traces: Sequence[tuple[Trace, int]]) -> None:
+        rows = [row for trace, _ in traces if (row := self._encoded(trace)) is not None]
+        written = len(rows) if self._write(rows) else 0
+        with self._gate:
+            self._count(
+                written=written,
+                shed=len(traces) - written,
+                waiting=-len(traces),
+                waiting_bytes=-sum(weight for _, weight in traces),
+            )
+
+    def _encoded(self, trace: Trace) -> Row | None:
+        try:
+            return _row(trace, self._veil)
+        except Exception:  # a trace holds what clients and plug-ins put in; none may end the thread
+            log.exception("trace %r could not be encoded", trace.id)
+            return None
+
+    def _write(self, rows: Sequence[Row]) -> bool:
+        for pause in (*RETRY_S, None):
+            try:
+                self._insert(rows)
+            except Exception as error:  # a full disk must not stop the gateway; what is lost is counted and said
+                if pause is None or self._hurry.is_set() or not is_busy(error):
+                    log.exception("%d traces could not be written to %s", len(rows), self._path)
+                    return False
+                self._hurry.wait(pause)
+            else:
+                return True
+        return False
+
+    def _insert(self, rows: Sequence[Row]) -> None:
+        self._db.execute("PRAGMA synchronous=NORMAL")
+        with transaction(self._db):
+            self._db.executemany(
+                "INSERT OR REPLACE INTO traces (id, created_at, stage, cost, seconds, body) VALUES (?, ?, ?, ?, ?, ?)",
+                rows,
+            )
+
+    # ── outcomes ─────────────────────────────────────────────────────────────
+
+    def _report(self, reports: Sequence[Report], coming: set[str]) -> None:
+        """Commit outcomes and only then tell that they are kept; ``coming`` are traces that are about to be written."""
+        wanted = [report for report in reports if report.done.set_running_or_notify_cancel()]
+        try:
+            self._db.execute("PRAGMA synchronous=FULL")
+            with transaction(self._db):
+                receipts = [self._keep(report, coming) for report in wanted]
+        except Exception as error:  # noqa: BLE001 - told to whoever waits; the thread goes on for the others
+            self._fail(reports, wanted, error)
+            return
+        refused = sum(receipt.change == "conflict" for receipt in receipts)
+        with self._gate:
+            self._count(
+                feedback_accepted=len(receipts) - refused,
+                feedback_refused=refused,
+                feedback_waiting=-len(reports),
+            )
+        for report, receipt in zip(wanted, receipts, strict=True):
+            report.done.set_result(receipt)
+
+    def _fail(self, reports: Sequence[Report], wanted: Sequence[Report], error: Exception) -> None:
+        log.error("%d outcomes could not be written to %s: %s", len(wanted), self._path, error)
+        with self._gate:
+            self._count(feedback_failed=len(wanted), feedback_waiting=-len(reports))
+        told = f"the outcome could not be written: {error}; try again"
+        for report in wanted:
+            report.done.set_exception(TraceError(told))
+
+    def _keep(self, report: Report, coming: set[str]) -> Receipt:
+        outcome, veil = report.outcome, self._veil
+        comment = outcome.comment if veil is None else veil.comment(outcome.comment)
+        told = (outcome.stage, outcome.score, comment)
+        place = (outcome.decision_id, outcome.source, slot(outcome.key, outcome.stage))
+        query = "SELECT stage, score, comment FROM outcomes WHERE decision_id = ? AND source = ? AND slot = ?"
+        before = self._db.execute(query, place).fetchone()
+        found = outcome.decision_id in coming or self._has_trace(outcome.decision_id)
+        if before == told:
+            return Receipt("same", found)
+        if before is not None and place[2].startswith(KEYED):
+            return Receipt("conflict", found)
+        self._db.execute(
+            "INSERT OR REPLACE INTO outcomes (decision_id, source, slot, stage, score, comment, told_at) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (*place, *told, report.told_at),
+        )
+        return Receipt("added" if before is None else "replaced", found)
+
+    def _has_trace(self, trace_id: str) -> bool:
+        return self._db.execute("SELECT 1 FROM traces WHERE id = ?", (trace_id,)).fetchone() is not None
+
+    # ── retention ────────────────────────────────────────────────────────────
+
+    def _prune_if_due(self) -> None:
+        if self._prune_at is None or time.monotonic() < self._prune_at:
+            return
+        try:
+            self._db.execute("PRAGMA synchronous=NORMAL")
+            traces, outcomes = prune_batch(self._db, self._keeping, self._clock())
+        except sqlite3.Error as error:  # what is too old stays a while longer
+            log.warning("old traces could not be pruned from %s: %s", self._path, error)
+            traces = outcomes = 0
+        with self._gate:
+            self._count(pruned=traces)
+        more = PRUNE_BATCH in (traces, outcomes)
+        self._prune_at = time.monotonic() + (PRUNE_PAUSE_S if more else PRUNE_EVERY_S)
+
+
+def prune_batch(db: sqlite3.Connection, keeping: Keeping, now: float) -> tuple[int, int]:
+    """Delete up to ``PRUNE_BATCH`` traces, and as many outcomes, that are too old; returns how many of each.
+
+    The oldest go first. Raises sqlite3.Error.
+    """
+    with transaction(db):
+        aged = _delete_older(db, _OLD_TRACES, keeping.keep_s, now)
+        traces = aged + _delete_beyond(db, keeping.keep_rows, PRUNE_BATCH - aged)
+        outcomes = _delete_older(db, _OLD_OUTCOMES, keeping.keep_feedback_s, now)
+    return traces, outcomes
+
+
+def _delete_older(db: sqlite3.Connection, statement: str, keep_s: float | None, now: float) -> int:
+    return 0 if keep_s is None else db.execute(statement, (now - keep_s, PRUNE_BATCH)).rowcount
+
+
+def _delete_beyond(db: sqlite3.Connection, keep_rows: int | None, most: int) -> int:
+    if keep_rows is None:
+        return 0
+    (span,) = db.execute("SELECT (SELECT max(seq) FROM traces) - (SELECT min(seq) FROM traces) + 1").fetchone()
+    if (span or 0) <= keep_rows:  # their numbers have gaps, so there are no more than that; to count them all is slower
+        return 0
+    (rows,) = db.execute("SELECT count(*) FROM traces").fetchone()
+    return db.execute(_FIRST_TRACES, (min(max(0, rows - keep_rows), most),)).rowcount
+
+
+def _row(trace: Trace, veil: Veil | None) -> Row:
+    index = trace.answer_index
+    stage = None if index is None else trace.attempts[index].stage
+    body = encode(trace) if veil is None else veiled(encode(trace), veil)
+    encoded = orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
+    return trace.id, trace.created_at, stage, trace.cost, trace.seconds, encoded
