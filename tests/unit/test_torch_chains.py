@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from stepladder.decoding.chain import GIVEN, NGRAM, GivenDraft, ModelDrafter, NgramDrafter, Verifier
+from stepladder.decoding.batch import Took
+from stepladder.decoding.chain import GIVEN, NGRAM, GivenDraft, ModelDrafter, NgramDrafter, Run, Verifier, WouldBe
 from stepladder.decoding.controller import DEFAULT_LENGTH
+from stepladder.decoding.laws import Sampling
 from stepladder.decoding.loading import Loaded
+from stepladder.decoding.oracle import SeededOracle
 from stepladder.decoding.planning import LONGEST
 from stepladder.decoding.sequence import Sequence
+from stepladder.decoding.tally import Observer
 from stepladder.decoding.times import StepTimes
 from stepladder.engines.torch_chains import Chains, Shared, Watch, planner_for
 from stepladder.engines.torch_models import Row
@@ -155,3 +163,80 @@ def test_what_a_climb_saved_is_never_below_zero() -> None:
 
 def _alone() -> Row:
     return Row(("top",), (Loaded(FakeModel(""), LETTERS),), ((),))  # type: ignore[arg-type]
+
+
+# ── what n-grams would have drafted ──────────────────────────────────────────
+
+
+class Verdicts(Observer):
+    def __init__(self) -> None:
+        self.seen: list[tuple[int, int]] = []
+
+    def verified(self, drafter: int, target: int, asked: int, accepted: int, confidences: Any) -> None:
+        assert asked == 8
+        self.seen.append((len(confidences), accepted))
+
+
+def drafted_in_earnest(prompt: list[int], text: list[int]) -> list[tuple[int, int]]:
+    """Verdicts where n-grams draft 8 tokens in every round of a greedy answer that is ``text``."""
+    whole, vocab, verdicts = [*prompt, *text], 10, Verdicts()
+    answer, drafter = Sequence(list(prompt)), NgramDrafter()
+    run = Run(answer, Sampling(0.0), SeededOracle(0), frozenset({text[-1]}), verdicts)
+    while len(answer.tokens) < len(whole):
+        drafter.learn(answer.tokens, len(answer.tokens))
+        asking = Verifier(0, drafter, length=8).round(run, 1000)
+        ask = next(asking)
+        logits = torch.zeros(ask.want, vocab)
+        for row, end in enumerate(range(len(answer.tokens) - ask.want + 1, len(answer.tokens) + 1)):
+            logits[row, whole[end] if end < len(whole) else 0] = 9.0
+        with suppress(StopIteration):
+            asking.send(logits)
+    return verdicts.seen
+
+
+@given(
+    prompt=st.lists(st.integers(0, 2), min_size=1, max_size=12),
+    words=st.lists(st.integers(0, 2), max_size=30),
+    cuts=st.lists(st.integers(1, 6), min_size=40, max_size=40),
+)
+@settings(deadline=None)
+def test_what_would_have_been_drafted_is_what_is_drafted(prompt: list[int], words: list[int], cuts: list[int]) -> None:
+    """Whatever rounds the answer comes in."""
+    text = [*words, 9]
+    would_be, tokens, found = WouldBe(NgramDrafter(), len(prompt), 8), list(prompt), list[tuple[int, int]]()
+    for cut in cuts:
+        fresh = text[len(tokens) - len(prompt) :][:cut]
+        tokens += fresh
+        found += would_be.judged(tokens, over=tokens[-1] == 9)
+        if tokens[-1] == 9:
+            break
+    assert found == drafted_in_earnest(prompt, text)
+
+
+def test_ngrams_are_judged_while_they_are_not_in_use_and_take_over() -> None:
+    shared, tokens = shared_of(), [1, 2, 3, 4, 5] * 3
+    for _ in range(12):
+        answer = Sequence(list(tokens))
+        chains = chains_of(shared, answer, timer=lambda: 0.0)
+        for token in [1, 2, 3, 4, 5] * 4:
+            chains.next()
+            if chains.plan.chain[0] == NGRAM:
+                assert not chains.plan.probe, "nothing was left to try out"
+                return
+            answer.append(token)
+            chains.passed(Took(2, 1, 1, 1, 105.0))
+            chains._began = -105.0
+            chains.ended(1)
+        assert shared.planner.acceptance(greedy=True).rate(NGRAM, 2) > 0.7
+    raise AssertionError("n-grams that are always right were never taken up")
+
+
+@pytest.mark.parametrize("options", [{"speculation": "off"}, {"speculation": ["low"]}])
+def test_ngrams_that_may_not_draft_are_not_judged(options: Any) -> None:
+    shared, answer = shared_of(**options), Sequence([1, 2] * 8)
+    chains = chains_of(shared, answer)
+    for token in [1, 2] * 8:
+        chains.next()
+        answer.append(token)
+        chains.ended(1)
+    assert shared.planner.acceptance(greedy=True).tried(NGRAM, 2) == 0

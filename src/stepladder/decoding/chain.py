@@ -14,8 +14,9 @@ drawn, or behind a token that is kept (``Stopping``), so that an end tells nothi
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Protocol
 
 from torch import Tensor
@@ -124,7 +125,7 @@ class NgramDrafter:
         self._seen = 0
         _learn(self._extra_index, self._extra, 0, len(self._extra), self._sizes)
 
-    def learn(self, tokens: list[int], kept: int) -> None:
+    def learn(self, tokens: Sequence[int], kept: int) -> None:
         """Know the first ``kept`` tokens of the answer: those that will not be taken back."""
         _learn(self._index, tokens, self._seen, kept, self._sizes)
         self._seen = max(self._seen, kept)
@@ -132,7 +133,7 @@ class NgramDrafter:
     def emit(self, run: Run, most: int) -> Asking:
         """Draft what followed the last tokens, as points; nothing where they never stood before."""
         out: list[Emitted] = []
-        for token in self._found(run.answer.tokens, most):
+        for token in self.found(run.answer.tokens, most):
             run.answer.append(token)
             out.append(Emitted(token, Point(token), plain=Point(token)))
             if token in run.ends:
@@ -140,16 +141,55 @@ class NgramDrafter:
         return out
         yield  # a generator like the other levels', though it asks nobody
 
-    def _found(self, tokens: list[int], most: int) -> list[int]:
+    def found(self, tokens: Sequence[int], most: int, end: int | None = None) -> list[int]:
+        """At most ``most`` tokens that followed those before ``end`` (all) where they stood earlier."""
+        end = len(tokens) if end is None else end
         for size in self._sizes:
-            last = tuple(tokens[-size:])
-            if len(last) < size:
+            if end < size:
                 continue
+            last = tuple(tokens[end - size : end])
             if (place := self._index.get(last)) is not None:
-                return tokens[place : min(place + most, self._seen)]
+                return list(tokens[place : min(place + most, self._seen)])
             if (place := self._extra_index.get(last)) is not None:
                 return self._extra[place : place + most]
         return []
+
+
+class WouldBe:
+    """What n-grams would have drafted for an answer that is written without them, judged by what was written instead.
+
+    A token that was looked up is kept with the probability that the stage draws it. The stage drew what it wrote, so
+    where that is the same token, this one would have been kept: the verdicts follow the law of real ones, and at
+    temperature 0 they are those. ``drafter`` must not know more of the answer than is told here.
+    """
+
+    def __init__(self, drafter: NgramDrafter, start: int, length: int) -> None:
+        self._drafter = drafter
+        self._length = length
+        self._start = start
+        self._draft: list[int] | None = None
+
+    def go_on(self, start: int) -> None:
+        """What was written up to here was drafted in earnest."""
+        self._start, self._draft = start, None
+
+    def judged(self, tokens: Sequence[int], *, over: bool) -> Iterator[tuple[int, int]]:
+        """(drafted, accepted) of each would-be draft that ``tokens``, all that stands by now, decide.
+
+        ``over``: no more will be written; a draft that went beyond the end is as short as the answer.
+        """
+        while self._start < len(tokens):
+            if self._draft is None:
+                self._drafter.learn(tokens, self._start)
+                self._draft = self._drafter.found(tokens, self._length, self._start)
+            draft, written = self._draft, tokens[self._start : self._start + len(self._draft)]
+            same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(draft, written, strict=False)))
+            if same == len(written) < len(draft):
+                if not over:
+                    return
+                draft = draft[:same]
+            yield len(draft), same
+            self.go_on(self._start + same + 1)
 
 
 class GivenDraft:
@@ -251,7 +291,7 @@ class Verifier:
         return told + own[len(told) :], plain, moved
 
 
-def _learn(index: dict[tuple[int, ...], int], tokens: list[int], seen: int, kept: int, sizes: range) -> None:
+def _learn(index: dict[tuple[int, ...], int], tokens: Sequence[int], seen: int, kept: int, sizes: range) -> None:
     """Note behind which n-grams a token is known: n-grams that end before position ``kept``."""
     for end in range(max(1, seen), kept):
         for size in sizes:

@@ -9,7 +9,16 @@ from typing import Literal
 
 from stepladder.decoding.batch import Took
 from stepladder.decoding.beliefs import CHUNK, FEW
-from stepladder.decoding.chain import GIVEN, NGRAM, GivenDraft, Level, ModelDrafter, NgramDrafter, Verifier
+from stepladder.decoding.chain import (
+    GIVEN,
+    NGRAM,
+    GivenDraft,
+    Level,
+    ModelDrafter,
+    NgramDrafter,
+    Verifier,
+    WouldBe,
+)
 from stepladder.decoding.controller import Planner
 from stepladder.decoding.course import Round
 from stepladder.decoding.deferral import Deferral
@@ -27,6 +36,9 @@ LOGITS_MAX = 2**24
 """Numbers in the logits of one pass over climbed drafts, of all answers that may share it: 64 MB of float32."""
 
 SOME_S = 1e-6
+
+LOOKED_UP = 8
+"""Tokens of a draft that n-grams would have made where they are not in use."""
 
 
 @dataclass(slots=True)
@@ -107,6 +119,7 @@ class Chains:
     plan: Plan = field(init=False)
     climbing: bool = field(init=False, default=False)
     _ngram: NgramDrafter = field(init=False)
+    _would_be: WouldBe = field(init=False)
     _given: GivenDraft = field(init=False)
     _began: float = field(init=False, default=0.0)
     _rows: int = field(init=False, default=1)
@@ -119,6 +132,7 @@ class Chains:
     def __post_init__(self) -> None:
         self.plan = Plan((self.top,))
         self._ngram = NgramDrafter(extra=self.given)
+        self._would_be = WouldBe(self._ngram, len(self.answer.tokens), LOOKED_UP)
         self._given = GivenDraft(self.given)
 
     def next(self) -> Verifier:
@@ -162,13 +176,29 @@ class Chains:
 
     def ended(self, tokens: int) -> None:
         """The round wrote so many tokens; the planner hears of it, but for rounds over a climbed draft."""
-        if self.climbing or self.settled:
+        if self.settled:
+            return
+        if self.climbing:
+            self._would_be.go_on(len(self.answer.tokens))
             return
         over = self._left() <= 0 or self.answer.tokens[-1] in self.ends
         passes = (self._passes[0], self._passes[1])
         took = Round(tokens, max(SOME_S, self.timer() - self._began), passes, self._read[1], self._read[0], over)
         with self.shared.lock:
             self.shared.planner.observe_round(self.plan, took, greedy=self.greedy, batch=self._rows)
+            self._look_up(over)
+
+    def _look_up(self, over: bool) -> None:
+        """Tell the planner what n-grams would have drafted where they were not asked, but may be."""
+        settings, tokens = self.shared.planner.settings, self.answer.tokens
+        if settings.mode != "auto" or not settings.ngram:
+            return
+        if NGRAM in self.plan.chain:
+            self._would_be.go_on(len(tokens))
+            return
+        acceptance = self.shared.planner.acceptance(greedy=self.greedy)
+        for drafted, accepted in self._would_be.judged(tokens, over=over):
+            acceptance.observe(NGRAM, self.top, drafted, accepted, asked=LOOKED_UP)
 
     def saved(self, prompt: int, drafted: int, kept: int) -> float:
         """Seconds that a climbed draft saved: writing those kept, less reading all of them; 0 where that is a loss."""
