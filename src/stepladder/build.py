@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,8 @@ from stepladder.errors import (
     UsageError,
     nearest,
 )
+from stepladder.guard.conversations import Conversations
+from stepladder.guard.gates import GateRules, Gates
 from stepladder.hub import is_hub_reference, resolve
 from stepladder.router import Parts, Router
 from stepladder.traces.keeping import Keeping
@@ -42,6 +44,12 @@ STAGE_FIELDS = frozenset(
 )
 """Settings of a stage that every part may read; the rest are its engine's own."""
 
+GATE_FIELDS = frozenset({"max_queue", "breaker_failures", "breaker_pause_s"})
+"""Settings of a stage that are the guard's, and no engine's."""
+
+SWITCH_COST = 0.05
+"""Where costs are relative: what a model has read of a conversation is read anew by another. At the usual λ = 5 it
+outweighs one hundredth of quality."""
 
 NAMES_OTHERS = "speculation"
 """The option of a stage that may name other stages of its engine."""
@@ -59,14 +67,18 @@ def load(source: str | Path, *, environ: Mapping[str, str] | None = None, overri
     return Stepladder(build(config.read(source, environ=found, overrides=overrides)))
 
 
-def build(settings: Settings, *, store: TraceStore | None = None, fetch: bool = True) -> Router:
+def build(
+    settings: Settings, *, store: TraceStore | None = None, fetch: bool = True, reuse: Router | None = None
+) -> Router:
     """A router from settings. Engines are made, not started; a hub model that is not here yet is fetched now.
 
-    With ``fetch=False`` hub models are left where they are, and the router can decide but not answer.
+    With ``fetch=False`` hub models are left where they are, and the router can decide but not answer. The store of
+    ``reuse`` is taken over, and so are its engines where nothing that they were made from has changed.
     """
+    store = store or (None if reuse is None else reuse.parts.store)
     artifact = _artifact(settings)
     ladder = make_ladder(settings, fetch=fetch)
-    engines = make_engines(ladder.stages)
+    engines = make_engines(ladder.stages, reuse)
     costs = _costs(settings, ladder, engines)
     predictor = _predictor(settings, artifact, ladder)
     return Router(
@@ -79,6 +91,10 @@ def build(settings: Settings, *, store: TraceStore | None = None, fetch: bool = 
             policies=make_policies(settings),
             pinned=plugins.make("policies", "single"),
             store=_store(settings) if store is None else store,
+            guard=make_guard(settings, ladder, engines),
+            conversations=Conversations(),
+            switch_cost=_switch_cost(settings),
+            fallback=settings.policy.fallback_stage,
             lam=_lambda(settings, artifact),
             mode=settings.policy.mode,
             seed=settings.policy.seed,
@@ -123,14 +139,58 @@ def make_ladder(settings: Settings, *, fetch: bool = True) -> Ladder:
     return Ladder(settings.ladder.name, stages, settings.ladder.cost_unit)
 
 
-def make_engines(stages: tuple[Stage, ...]) -> dict[str, Engine]:
+def make_engines(stages: tuple[Stage, ...], reuse: Router | None = None) -> dict[str, Engine]:
     """Stage name → engine; stages that name the same engine share one object. Raises PluginError and UsageError."""
     engines: dict[str, Engine] = {}
     for name in dict.fromkeys(stage.engine for stage in stages):
         mine = tuple(stage for stage in stages if stage.engine == name)
-        engine: Engine = plugins.make("engines", name, mine)
+        engine = _running_engine(name, mine, reuse) or plugins.make("engines", name, mine)
         engines.update({stage.name: engine for stage in mine})
     return {stage.name: engines[stage.name] for stage in stages}
+
+
+def _running_engine(name: str, stages: tuple[Stage, ...], reuse: Router | None) -> Engine | None:
+    """The engine that serves just these stages already; None where there is none, or one of them has changed.
+
+    An engine may name, in an attribute ``ignores``, fields of a stage that it was not made from: it is handed the stage
+    with each call. A file that was replaced under the same name is not seen.
+    """
+    before = () if reuse is None else tuple(each for each in reuse.parts.ladder.stages if each.engine == name)
+    if reuse is None or not before:
+        return None
+    engine = reuse.parts.engines[before[0].name]
+    ignored: frozenset[str] = getattr(engine, "ignores", frozenset())
+    same = _without(before, ignored) == _without(stages, ignored)
+    return engine if same else None
+
+
+def _without(stages: tuple[Stage, ...], ignored: frozenset[str]) -> list[dict[str, Any]]:
+    return [
+        {key: getattr(stage, key) for key in (field.name for field in fields(Stage)) if key not in ignored}
+        for stage in stages
+    ]
+
+
+def make_guard(settings: Settings, ladder: Ladder, engines: Mapping[str, Engine]) -> Gates:
+    """The gates before the stages, with as many places as each stage's engine says, or else its max_concurrency."""
+    rules = {}
+    for stage, asked in zip(ladder.stages, settings.stages, strict=True):
+        engine = engines[stage.name]
+        places = engine.places(stage) if hasattr(engine, "places") else stage.max_concurrency
+        usual = GateRules(places)
+        rules[stage.name] = GateRules(
+            places,
+            usual.max_queue if asked.max_queue is None else asked.max_queue,
+            usual.failures if asked.breaker_failures is None else asked.breaker_failures,
+            usual.pause_s if asked.breaker_pause_s is None else asked.breaker_pause_s,
+        )
+    return Gates(ladder.names, rules)
+
+
+def _switch_cost(settings: Settings) -> float:
+    if settings.policy.switch_cost is not None:
+        return settings.policy.switch_cost
+    return SWITCH_COST if settings.ladder.cost_unit == "relative" else 0.0
 
 
 def make_policies(settings: Settings) -> dict[Mode, Policy]:
@@ -204,7 +264,7 @@ def profiled(artifact: Artifact, profile: str | None, what: str) -> Artifact:
 def _stage(settings: StageSettings, folder: Path, *, fetch: bool) -> Stage:
     values = settings.model_dump(exclude_none=True, exclude={"options"})
     shared = {key: value for key, value in values.items() if key in STAGE_FIELDS}
-    own = {key: value for key, value in values.items() if key not in STAGE_FIELDS and value != {}}
+    own = {key: value for key, value in values.items() if key not in STAGE_FIELDS | GATE_FIELDS and value != {}}
     if settings.engine == "llama" and (fetch or not is_hub_reference(settings.model)):
         shared["model"] = _weights(settings, folder)
     if settings.table is not None:

@@ -73,6 +73,14 @@ class StageSettings(_Frozen):
     """GPUs that the model occupies; counts in `gpu_s` and `usd`."""
     max_concurrency: Annotated[int, Field(gt=0)] | None = None
     """Calls in flight at once; further ones wait."""
+    max_queue: Annotated[int, Field(ge=0)] | None = None
+    """Calls that may wait; beyond them requests go to other stages, or get 429 (default 1000)."""
+    breaker_failures: Annotated[int, Field(ge=0)] | None = None
+    """Failures in a row (or half of the last 20 calls) after which it is left in peace (default 5; 0 never)."""
+    breaker_pause_s: Positive | None = None
+    """For how long at first; doubles up to 32 times while it stays ill (default 1)."""
+    retries: Annotated[int, Field(ge=0, le=10)] | None = None
+    """`openai`: times to ask again a server that did nothing yet: not reached, 502, 503, a short 429 (default 1)."""
     capabilities: frozenset[Capability] = Field(default=frozenset({"stream"}), strict=False)
     """What the stage can do; a request that needs more is not sent to it."""
     connect_timeout_s: Positive | None = None
@@ -128,6 +136,10 @@ class PolicySettings(_Frozen):
     """λ by name: production 1.5, balanced 5, research 15."""
     seed: int = 0
     """Feeds the coin of policies that mix."""
+    fallback_stage: str | None = None
+    """Which stage answers where predictor, features or costs fail; default: the dearest that may."""
+    switch_cost: NonNegative | None = None
+    """What leaving the stage that a conversation is at costs more; default 0.05 where costs are relative, else 0."""
     options: Mapping[str, Any] = Field(default_factory=dict)
     """The policy's own options."""
 
@@ -524,13 +536,24 @@ def _sense_problems(settings: Settings) -> list[Problem]:
         if stage.name == settings.gateway.model_name:
             problems.append(settings.problem(place, f"'{stage.name}' is the gateway's own model name"))
         seen.add(stage.name)
-    return problems + _strange_stages(settings) + _falling_costs(settings)
+    return problems + _strange_stages(settings) + _falling_costs(settings) + _idle_queues(settings)
+
+
+def _idle_queues(settings: Settings) -> list[Problem]:
+    return [
+        settings.problem(("stages", index, "max_queue"), "needs max_concurrency: without it no call ever waits")
+        for index, stage in enumerate(settings.stages)
+        if stage.max_queue is not None and stage.max_concurrency is None and stage.engine == "openai"
+    ]
 
 
 def _strange_stages(settings: Settings) -> list[Problem]:
-    """Stages that are named where savings are told or dials turned, and are not on the ladder."""
+    """Stages that are named where savings are told, dials turned or parts fail, and are not on the ladder."""
     names = tuple(stage.name for stage in settings.stages)
-    asked: list[tuple[tuple[str, ...], str | None]] = [(("gateway", "baseline"), settings.gateway.baseline)]
+    asked: list[tuple[tuple[str, ...], str | None]] = [
+        (("gateway", "baseline"), settings.gateway.baseline),
+        (("policy", "fallback_stage"), settings.policy.fallback_stage),
+    ]
     for name, preset in settings.presets.items():
         asked += [(("presets", name, key), getattr(preset, key)) for key in ("min_stage", "max_stage")]
     return [

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import random
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -33,6 +34,15 @@ STALE_S = 1.0
 DRAIN_S = 0.05
 """How long a finished stream may take to end its body, so that its connection can be used again."""
 
+AGAIN = frozenset({429, 502, 503})
+"""Statuses behind which nothing was generated. 500 and 504 are not among them: somebody may have worked."""
+
+PAUSE_S = 0.1
+"""The least pause before a server is asked again that did not say when; by chance it is up to three times as long."""
+
+PATIENCE_S = 2.0
+"""A server that wants to be left alone for longer is not waited for: another stage may answer sooner."""
+
 MAX_REPLY_BYTES = 64 * 2**20
 JSON_HEADERS: Mapping[str, str] = {"Content-Type": "application/json"}
 
@@ -54,7 +64,11 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where a stage is served. ``headers`` may hold secrets, so neither repr nor faults show their values."""
+    """Where a stage is served. ``headers`` may hold secrets, so neither repr nor faults show their values.
+
+    ``retries`` is how often a server is asked again that did nothing yet: it could not be reached, or refused with 502,
+    503, or 429 and a short Retry-After.
+    """
 
     stage: str
     model: str
@@ -62,6 +76,7 @@ class Target:
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     limits: Limits = Limits()
     ask_usage: bool = True
+    retries: int = 0
 
 
 def read_limits(options: Options) -> Limits:
@@ -106,6 +121,7 @@ async def exchange(
     deadline: Deadline | None = None,
     *,
     reply: wire.Reply | None = None,
+    chance: Callable[[], float] = random.random,
 ) -> AsyncGenerator[EngineEvent, None]:
     """Ask, and yield what ``Engine.generate`` yields: deltas where the request streams, then one attempt.
 
@@ -113,19 +129,27 @@ async def exchange(
     servers learn that nobody waits. ``seconds`` counts from here. The usage of a stream that broke off before its
     server counted is estimated (``tokens.usage_of``): what was written is paid for. The ``deadline`` (by default
     the target's total limit from here) cuts the connection also while nobody takes the next event. A caller that wants
-    to see more than the attempt tells hands in the ``reply`` that is to be filled.
+    to see more than the attempt tells hands in the ``reply`` that is to be filled. Pauses before the server is asked
+    again (``Target.retries``) are drawn by ``chance``, numbers in [0, 1); they count as seconds and keep the deadline.
     """
     call = _Call(session, target, request, deadline or Deadline(target.stage, target.limits.total_s))
     call.reply = reply or call.reply
-    fault = None
-    try:
-        async with aclosing(call.deltas()) as deltas:
-            async for delta in deltas:
-                yield delta
-    except wire.WireError as error:
-        fault = error.fault
-    except (aiohttp.ClientError, ValueError) as error:  # ValueError: what aiohttp says of an address or header
-        fault = call.deadline.over().fault if call.was_cut else _broken(error, target)
+    while True:
+        fault = None
+        try:
+            async with aclosing(call.deltas()) as deltas:
+                async for delta in deltas:
+                    yield delta
+        except wire.WireError as error:
+            fault = error.fault
+        except (aiohttp.ClientError, ValueError) as error:  # ValueError: what aiohttp says of an address or header
+            call.was_unreached = _is_unreached(error)
+            fault = call.deadline.over().fault if call.was_cut else _broken(error, target)
+        pause = call.pause(fault, chance)
+        if pause is None:
+            break
+        await asyncio.sleep(pause)
+        call.begin_again()
     yield call.attempt(_redacted(fault, target))
 
 
@@ -135,16 +159,35 @@ class _Call:
     def __init__(self, session: aiohttp.ClientSession, target: Target, request: Request, deadline: Deadline) -> None:
         self.session, self.target, self.request, self.deadline = session, target, request, deadline
         self.reply = wire.Reply(target.stage)
-        self.was_cut = False
+        self.was_cut = self.was_refused = self.was_unreached = False
+        self.tries = 1
         self.started = time.perf_counter()
 
     @property
     def elapsed(self) -> float:
         return time.perf_counter() - self.started
 
+    def pause(self, fault: Fault | None, chance: Callable[[], float]) -> float | None:
+        """Seconds until it is asked again; None where it is not, since that is not safe or not worth the time."""
+        if fault is None or self.was_cut or self.tries > self.target.retries:
+            return None
+        if not (self.was_unreached or (self.was_refused and fault.status in AGAIN)):
+            return None
+        if fault.status == 429 and fault.retry_after is None:
+            return None
+        pause = PAUSE_S * (1.0 + 2.0 * chance()) if fault.retry_after is None else fault.retry_after
+        return pause if pause <= PATIENCE_S and pause < self.deadline.left else None
+
+    def begin_again(self) -> None:
+        """The server is asked once more; nothing of what it said counts."""
+        self.was_refused = self.was_unreached = False
+        self.tries += 1
+
     def attempt(self, fault: Fault | None) -> Attempt:
         """What came of it."""
         attempt = self.reply.attempt(self.elapsed, fault)
+        if self.tries > 1:
+            attempt = replace(attempt, tries=self.tries)
         if fault is None:
             return attempt
         written = self.reply.written
@@ -156,6 +199,7 @@ class _Call:
         cut = self.deadline.at_end(lambda: self._cut(response))
         try:
             if response.status // 100 != 2:
+                self.was_refused = True
                 raise wire.WireError(wire.refusal(response.status, response.headers, await self._read(response)))
             if not wire.is_stream(self.request):
                 _expect_type(response, "json")
@@ -288,6 +332,11 @@ def _described(error: aiohttp.ClientError | ValueError, stage: str) -> str:
     if isinstance(error, aiohttp.ClientPayloadError):
         return f"the reply of {server} broke off"
     return f"the connection to {server} was closed"
+
+
+def _is_unreached(error: aiohttp.ClientError | ValueError) -> bool:
+    """True where no connection stood, so that nothing was sent. Certificates that are not trusted stay so."""
+    return isinstance(error, aiohttp.ClientConnectorError) and not isinstance(error, aiohttp.ClientSSLError)
 
 
 def _os_reason(error: OSError) -> str:

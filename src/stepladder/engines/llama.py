@@ -77,6 +77,9 @@ class LlamaEngine:
     part of an attempt's seconds. Raises ConfigError for options that cannot be used.
     """
 
+    ignores = frozenset({"cost", "price_in", "price_out", "gpus", "capabilities"})
+    """Fields of a stage that no process was started with: where only these changed, a reload keeps the models."""
+
     def __init__(
         self, stages: tuple[Stage, ...], *, cores: int | None = None, timer: Callable[[], float] = time.monotonic
     ) -> None:
@@ -97,6 +100,10 @@ class LlamaEngine:
     def capabilities(self, stage: Stage) -> frozenset[Capability]:
         """As configured."""
         return stage.capabilities
+
+    def places(self, stage: Stage) -> int:
+        """Answers of this stage that are written at once; further ones wait."""
+        return self._hosts[stage.name].settings.places
 
     def expected_cost(
         self, stage: Stage, prompt_tokens: int, output_tokens: int, draft: Attempt | None = None

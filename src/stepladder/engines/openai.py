@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator, Mapping
+import random
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import ExitStack, aclosing
 from urllib.parse import urlsplit
 
@@ -25,7 +26,8 @@ class OpenAIEngine:
     Options of a stage: ``base_url`` (required, normally ends in /v1); ``api_key_env`` (the environment variable that
     holds the key); ``headers`` (a table of further headers); ``stream_usage`` (true: streams are asked for their
     usage; false for old servers that refuse ``stream_options``); ``connect_timeout_s`` 5, ``first_byte_timeout_s``
-    120, ``idle_timeout_s`` 60, ``total_timeout_s`` 600 (``http.Limits`` says what each covers).
+    120, ``idle_timeout_s`` 60, ``total_timeout_s`` 600 (``http.Limits`` says what each covers); ``retries`` 1, how
+    often a server is asked again that did nothing yet (``http.Target``), within ``total_timeout_s``.
 
     At most ``stage.max_concurrency`` calls are in flight for a stage; the wait for a free place counts against
     ``total_timeout_s`` and is not part of an attempt's seconds. When that time is over, the place is free again also
@@ -33,12 +35,22 @@ class OpenAIEngine:
     variable included.
     """
 
-    def __init__(self, stages: tuple[Stage, ...], *, environ: Mapping[str, str] = os.environ) -> None:
+    ignores = frozenset({"cost", "price_in", "price_out", "context", "gpus", "capabilities"})
+    """Fields of a stage that say nothing of its server: where only these changed, a reload keeps the connections."""
+
+    def __init__(
+        self,
+        stages: tuple[Stage, ...],
+        *,
+        environ: Mapping[str, str] = os.environ,
+        chance: Callable[[], float] = random.random,
+    ) -> None:
         self._targets = {stage.name: _target(stage, environ) for stage in stages}
         self._places = {
             stage.name: asyncio.Semaphore(stage.max_concurrency) for stage in stages if stage.max_concurrency
         }
         self._forecasts = Forecasts()
+        self._chance = chance
         self._session: aiohttp.ClientSession | None = None
         self._closed = False
 
@@ -95,9 +107,10 @@ class OpenAIEngine:
     async def _ask(self, request: Request, stage: Stage, deadline: Deadline) -> AsyncGenerator[EngineEvent, None]:
         if self._session is None:
             raise EngineError(f"stage '{stage.name}': the engine was closed")
-        async with aclosing(exchange(self._session, self._targets[stage.name], request, deadline)) as events:
+        target = self._targets[stage.name]
+        async with aclosing(exchange(self._session, target, request, deadline, chance=self._chance)) as events:
             async for event in events:
-                if isinstance(event, Attempt):
+                if isinstance(event, Attempt) and event.tries == 1:  # a pause says nothing of the server's speed
                     self._forecasts.observe(event)
                 yield event
 
@@ -111,6 +124,7 @@ def _target(stage: Stage, environ: Mapping[str, str]) -> Target:
         headers={**_headers(options), **bearer(_key(options, environ))},
         limits=read_limits(options),
         ask_usage=options.flag("stream_usage", default=True),
+        retries=options.whole("retries", 1, least=0, most=10),
     )
     options.done()
     return target

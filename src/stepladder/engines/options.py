@@ -31,12 +31,12 @@ class Options:
         self.wrong(key, f"must be a positive number of seconds, not {value!r}")
         return default
 
-    def whole(self, key: str, default: int, *, most: int | None = None) -> int:
-        """A whole number from 1 up to ``most``."""
+    def whole(self, key: str, default: int, *, least: int = 1, most: int | None = None) -> int:
+        """A whole number from ``least`` up to ``most``."""
         value = self._get(key, default)
-        if _is_number(value) and int(value) == value and 1 <= value <= (most or value):
+        if _is_number(value) and int(value) == value and least <= value <= (most or value):
             return int(value)
-        self.wrong(key, f"must be a whole number from 1{f' to {most}' if most else ''}, not {value!r}")
+        self.wrong(key, f"must be a whole number from {least}{f' to {most}' if most else ''}, not {value!r}")
         return default
 
     def flag(self, key: str, *, default: bool) -> bool:

@@ -68,6 +68,9 @@ class TorchEngine:
     each model is timed at its start.
     """
 
+    ignores = frozenset({"price_in", "price_out", "gpus", "capabilities"})
+    """Fields of a stage that no model was loaded with (a cost may set what deferral gives up): see ``llama``."""
+
     def __init__(
         self,
         stages: tuple[Stage, ...],
@@ -89,6 +92,11 @@ class TorchEngine:
     def capabilities(self, stage: Stage) -> frozenset[Capability]:
         """Those configured that this engine has."""
         return stage.capabilities & CAN
+
+    def places(self, stage: Stage) -> int:
+        """Answers of this stage that are written at once; further ones wait."""
+        slots = self._settings[stage.name].slots
+        return min(slots, stage.max_concurrency or slots)
 
     def expected_cost(
         self, stage: Stage, prompt_tokens: int, output_tokens: int, draft: Attempt | None = None
@@ -264,8 +272,7 @@ class TorchEngine:
             usual={index: times.seconds(index, 1) or 0.0 for index in range(len(row.models))},
         )
         worker = Worker(batch, first=lambda: use_threads(threads))
-        slots = {each.stage.name: min(each.slots, each.stage.max_concurrency or each.slots) for each in settings}
-        places = {name: asyncio.Semaphore(count) for name, count in slots.items()}
+        places = {each.stage.name: asyncio.Semaphore(self.places(each.stage)) for each in settings}
         # Every answer may hold a cache row of every model.
         return _Running(row, worker, shared, places, asyncio.Semaphore(min(each.slots for each in settings)))
 

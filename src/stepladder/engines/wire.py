@@ -302,7 +302,13 @@ def refusal(status: int, headers: Mapping[str, str], data: bytes) -> Fault:
     error = _error_of(data)
     told = _message(error) or _shown(data) or "no reason given"
     kind = _kind(status, error, told)
-    return Fault(kind, f"HTTP {status}: {told}", status=status, retry_after=retry_after(headers.get("Retry-After")))
+    return Fault(kind, f"HTTP {status}: {told}", status=status, retry_after=_told_to_wait(headers))
+
+
+def _told_to_wait(headers: Mapping[str, str]) -> float | None:
+    """Seconds, from the standard's header or from the finer one that OpenAI's clients read first."""
+    finer = retry_after(headers.get("Retry-After-Ms"))
+    return retry_after(headers.get("Retry-After")) if finer is None else finer / 1e3
 
 
 def retry_after(value: str | None, now: datetime | None = None) -> float | None:
