@@ -20,6 +20,7 @@ import uuid
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from stepladder.contracts import (
     LOGPROBS,
@@ -35,6 +36,7 @@ from stepladder.contracts import (
     TraceStore,
 )
 from stepladder.errors import AnswerError, NoStageError, RequestError, nearest
+from stepladder.held import HOLD_BACK, Held, is_preamble
 from stepladder.tokens import usage_of
 from stepladder.types import (
     EMPTY,
@@ -137,6 +139,13 @@ class Climb:
     attempts: list[Attempt] = field(default_factory=list)
     kept: Attempt | None = None
     fault: Fault | None = None
+    ahead: Step | None = None
+    """A step that was decided before the call under way was over, and is taken next."""
+    held: dict[int, Held] = field(default_factory=dict)
+    """The pieces of the attempts that could still be dropped when they came, by their number."""
+    shown: int | None = None
+    """The attempt that the caller has seen whole and last."""
+    first_token_s: float | None = None
 
 
 class Router:
@@ -186,6 +195,11 @@ class Router:
     async def stream(self, request: Request) -> AsyncGenerator[RouterEvent, None]:
         """Decide, call, look, decide again, until the policy stops.
 
+        The pieces of a final call are yielded as they come. Of one that may yet be dropped, where the caller streams,
+        the dial ``stream_mode`` says what is: nothing, the answer being asked for in one piece (`final`); nothing until
+        the policy has seen its first tokens and keeps it (`hold-back`); or all, and those of the next answer after them
+        (`restart`). Pieces that were kept back of an answer that is kept come before the ``Answer``.
+
         Raises RequestError before anything was called, AnswerError where every way failed. The trace is written
         however this ends, also when the caller closes the iterator midway.
         """
@@ -193,15 +207,19 @@ class Router:
         try:
             self._admit(climb)
             while True:
-                step = self._decide(climb)
+                step, climb.ahead = climb.ahead or self._decide(climb), None
                 climb.steps.append(step)
                 yield Decided(climb.id, step)
                 match step.decision.action:
                     case Call() as call:
                         async with aclosing(self._call(climb, call)) as events:
                             async for event in events:
+                                self._note_first(climb, event)
                                 yield event
                     case Stop(attempt):
+                        for event in self._unshown(climb, attempt):
+                            self._note_first(climb, event)
+                            yield event
                         climb.kept = attempt
                         break
                     case Fail(fault):
@@ -212,9 +230,7 @@ class Router:
             raise
         finally:
             trace = self._finish(climb)
-            self.parts.store.append(trace)
-            for watcher in self._watchers:
-                watcher(trace)
+            self._store(trace)
         if climb.kept is None:
             raise AnswerError(climb.fault or Fault("server", "no answer"), trace)
         if climb.conversation is not None:
@@ -271,8 +287,8 @@ class Router:
         decision = next_decision(climb.policy, view, last, step=len(climb.steps))
         return Step(view, decision, self.parts.timer() - started)
 
-    def _view(self, climb: Climb) -> View:
-        parts, history = self.parts, tuple(climb.attempts)
+    def _view(self, climb: Climb, *partial: Attempt) -> View:
+        parts, history = self.parts, (*climb.attempts, *partial)
         estimates, unsure = self._estimates(climb.request, history)
         costs, unpriced = self._costs(climb.request, history, estimates)
         spent = sum(attempt.cost for attempt in history)
@@ -362,9 +378,11 @@ class Router:
             LOG.error("the part '%s' failed, and requests are decided without it", part, exc_info=error)
         return kind
 
-    async def _call(self, climb: Climb, call: Call) -> AsyncGenerator[Delta | Attempt, None]:
+    async def _call(self, climb: Climb, call: Call) -> AsyncGenerator[Decided | Delta | Attempt, None]:
         stage = self.parts.ladder[call.stage]
-        request = with_lam(climb.request if call.final else without_stream(climb.request), climb.lam)
+        held, at = self._held(climb, call), len(climb.steps) - 1
+        streamed = call.final or held is not None
+        request = with_lam(climb.request if streamed else without_stream(climb.request), climb.lam)
         asks = not call.final and self._reads_logprobs(request, stage)
         events = self._telling(request, stage, call.draft) if asks else self._generate(request, stage, call.draft)
         entry = self._guard.enter(stage.name)
@@ -383,15 +401,85 @@ class Router:
                     pieces.append(event.text)
                     if call.final:
                         yield event
-            made = made or Attempt(stage.name, fault=Fault("protocol", f"stage '{stage.name}': no attempt was made"))
+                        continue
+                    for each in self._shown(climb, held, event):
+                        yield each
+                    if climb.ahead is not None:
+                        break
+            made = (
+                made
+                or _dropped(held, climb.ahead)
+                or Attempt(stage.name, fault=Fault("protocol", f"stage '{stage.name}': no attempt was made"))
+            )
         except (GeneratorExit, asyncio.CancelledError):
             made = made or cut_short(request, stage.name, pieces, self.parts.timer() - began)
             raise
         finally:
             entry.leave(made)
             if made is not None:
-                made = self._book(climb, stage, made)
+                made = self._book(climb, stage, made, at)
+        self._keep(climb, held, made)
         yield made
+
+    # ── what the caller sees of answers that may yet be dropped ──────────────
+
+    def _held(self, climb: Climb, call: Call) -> Held | None:
+        """Where this call's pieces are kept; None where they are not: it is final, or asked for in one piece."""
+        request, mode = climb.request, climb.request.dials.stream_mode or "final"
+        climb.shown = None
+        if call.final or mode == "final" or not request.params.get("stream"):
+            return None
+        limit = (request.dials.hold_back or HOLD_BACK) if mode == "hold-back" else None
+        return Held(request, call.stage, limit, self.parts.timer, is_open=mode == "restart")
+
+    def _shown(self, climb: Climb, held: Held | None, delta: Delta) -> Iterable[Decided | Delta]:
+        """What this piece lets out: itself, nothing, or, where the policy now keeps the answer, all up to it.
+
+        Where the policy goes on without it, that step is the next.
+        """
+        if held is None:
+            return ()
+        held.take(delta)
+        if held.is_open:
+            return (delta,)
+        if not held.is_due:
+            return ()
+        step = self._look(climb, held)
+        action = step.decision.action
+        if not (isinstance(action, Stop) and action.attempt is step.partial):
+            climb.ahead = step
+            return ()
+        climb.steps.append(step)
+        held.is_open = True
+        return (Decided(climb.id, step), *held.deltas)
+
+    def _look(self, climb: Climb, held: Held) -> Step:
+        """The decision on an answer that is not whole yet: to stop at it is to wait for the rest, and to keep that."""
+        started = self.parts.timer()
+        partial = self._billed(self.parts.ladder[held.stage], held.partial())
+        view = self._view(climb, partial)
+        assert climb.policy is not None  # noqa: S101 - _admit has set it
+        decision = next_decision(climb.policy, view, climb.steps[-1].decision.action, step=len(climb.steps))
+        return Step(view, decision, self.parts.timer() - started, partial=partial)
+
+    def _keep(self, climb: Climb, held: Held | None, made: Attempt) -> None:
+        """Hold on to the pieces of an answer: it may be the one that is kept in the end."""
+        if held is not None and made.is_answer:
+            number = len(climb.attempts) - 1
+            climb.held[number] = held
+            climb.shown = number if held.is_open else None
+
+    def _unshown(self, climb: Climb, attempt: Attempt) -> Sequence[Delta]:
+        """The pieces of an answer that is kept, as far as the caller has not just seen them."""
+        number = _position(attempt, climb.attempts)
+        held = climb.held.get(-1 if number is None else number)
+        return () if held is None or number == climb.shown else held.deltas
+
+    def _note_first(self, climb: Climb, event: RouterEvent) -> None:
+        if climb.first_token_s is None and isinstance(event, Delta) and not is_preamble(event):
+            climb.first_token_s = self.parts.timer() - climb.started
+
+    # ── calling ──────────────────────────────────────────────────────────────
 
     def _generate(self, request: Request, stage: Stage, draft: Attempt | None) -> AsyncGenerator[EngineEvent, None]:
         return self.parts.engines[stage.name].generate(request, stage, draft)
@@ -413,8 +501,8 @@ class Router:
         refused = False
         async with aclosing(self._generate(with_logprobs(request), stage, draft)) as events:
             async for event in events:
-                if not isinstance(event, Attempt):
-                    yield event
+                if isinstance(event, Delta):
+                    yield without_delta_logprobs(event)
                 elif not (refused := event.fault is not None and event.fault.kind == "bad_request"):
                     if event.is_answer:
                         self._refusals.pop(stage.name, None)
@@ -432,19 +520,24 @@ class Router:
         if self._refusals[stage] == REFUSALS:
             LOG.warning("stage '%s' has the capability 'logprobs' but refuses to tell them", stage)
 
-    def _book(self, climb: Climb, stage: Stage, made: Attempt) -> Attempt:
-        """Bill an attempt and keep it."""
+    def _book(self, climb: Climb, stage: Stage, made: Attempt, at: int = -1) -> Attempt:
+        """Bill an attempt and keep it as what came of step ``at``."""
+        attempt = self._billed(stage, made)
+        climb.attempts.append(attempt)
+        climb.steps[at] = replace(climb.steps[at], attempt=attempt)
+        return attempt
+
+    def _billed(self, stage: Stage, made: Attempt) -> Attempt:
         try:
-            attempt = replace(made, cost=self.parts.costs.billed(stage, made))
+            return replace(made, cost=self.parts.costs.billed(stage, made))
         except Exception as error:  # noqa: BLE001 - as in _estimates; an answer that cannot be billed is still one
             self._note_failure("billing", error)
-            attempt = made
-        climb.attempts.append(attempt)
-        climb.steps[-1] = replace(climb.steps[-1], attempt=attempt)
-        return attempt
+            return made
 
     def _finish(self, climb: Climb) -> Trace:
         parts = self.parts
+        seconds = parts.timer() - climb.started
+        whole = seconds if climb.kept is not None and climb.request.params.get("stream") else None
         return Trace(
             id=climb.id,
             created_at=climb.created_at,
@@ -458,8 +551,14 @@ class Router:
             steps=tuple(climb.steps),
             answer_index=_position(climb.kept, climb.attempts),
             fault=climb.fault,
-            seconds=parts.timer() - climb.started,
+            seconds=seconds,
+            first_token_s=whole if climb.first_token_s is None else climb.first_token_s,
         )
+
+    def _store(self, trace: Trace) -> None:
+        self.parts.store.append(trace)
+        for watcher in self._watchers:
+            watcher(trace)
 
     # ── who may be asked ─────────────────────────────────────────────────────
 
@@ -516,13 +615,16 @@ class Router:
 def next_decision(policy: Policy, view: View, last: Action | None, *, step: int = 0) -> Decision:
     """The policy's decision, but for four laws above it.
 
-    There is no climb once part of an answer was sent to the caller, and a policy that does not come to an end within 4
-    steps for each stage (and 4 more) is ended. Where no stage can take a call the reason is the answer, and where
+    There is no climb once part of an answer was sent to the caller, nor from one that the policy stopped at before it
+    was whole (``Step.partial``), and a policy that does not come to an end within 4 steps for each stage (and 4 more)
+    is ended. Where no stage can take a call the reason is the answer, and where
     estimates could not be had the stage is called that is set for that.
     """
     if step >= STEPS_PER_STAGE * len(view.costs) + STEPS_PER_STAGE:
         fault = Fault("server", f"the policy '{policy.name}' did not come to an end within {step} steps")
         return Decision(Fail(fault), reason=fault.message)
+    if isinstance(last, Stop) and view.attempts:
+        return _kept_its_word(view.attempts[-1])
     if isinstance(last, Call) and last.final and view.attempts:
         attempt = view.attempts[-1]
         if attempt.fault is not None and attempt.first_token_s is not None:
@@ -574,6 +676,20 @@ class Unguarded:
 
     def leave(self, attempt: Attempt | None) -> None:
         """Of no concern."""
+
+
+def _dropped(held: Held | None, ahead: Step | None) -> Attempt | None:
+    """What a call comes to where the policy went on before it was over."""
+    if held is None or ahead is None or ahead.partial is None:
+        return None
+    return held.dropped(ahead.partial)
+
+
+def _kept_its_word(attempt: Attempt) -> Decision:
+    """What follows where the first tokens of an answer were let out: it is kept whole, or it failed."""
+    if attempt.fault is None:
+        return Decision(Stop(attempt), reason=f"{attempt.stage} was kept when its first tokens were let out")
+    return Decision(Fail(attempt.fault), reason="part of this answer was sent: no climb after the first byte")
 
 
 def coin(seed: int, request_id: str, step: int) -> float:
@@ -646,13 +762,22 @@ def with_logprobs(request: Request) -> Request:
 
 def without_wire_logprobs(attempt: Attempt) -> Attempt:
     """The attempt with a wire reply that tells no log probabilities, for a caller who asked for none."""
-    choices = None if attempt.raw is None else attempt.raw.get("choices")
-    if not isinstance(choices, list):
-        return attempt
+    return replace(attempt, raw=_bare(attempt.raw))
+
+
+def without_delta_logprobs(delta: Delta) -> Delta:
+    """The same of a piece: it still has them, its wire chunk does not."""
+    return replace(delta, raw=_bare(delta.raw), data=None)
+
+
+def _bare(raw: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    choices = None if raw is None else raw.get("choices")
+    if raw is None or not isinstance(choices, list):
+        return raw
     bare = [
         {**each, "logprobs": None} if isinstance(each, Mapping) and "logprobs" in each else each for each in choices
     ]
-    return replace(attempt, raw={**(attempt.raw or {}), "choices": bare})
+    return {**raw, "choices": bare}
 
 
 def _position(kept: Attempt | None, attempts: Sequence[Attempt]) -> int | None:
