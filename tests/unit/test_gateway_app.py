@@ -43,7 +43,7 @@ async def test_a_decision_can_be_asked_for_later() -> None:
     got = await get(made.app, f"/v1/decisions/{answered['stepladder']['decision_id']}")
     assert got.json["id"] == "dec-1"
     assert got.json["request"]["messages"] == QUESTION["messages"]
-    assert got.json["outcomes"] == [{"score": 0.5, "source": "user", "stage": None, "comment": None}]
+    assert got.json["outcomes"] == [{"score": 0.5, "source": "user", "stage": None, "comment": None, "key": None}]
     missing = await get(made.app, "/v1/decisions/dec-9")
     assert (missing.status, missing.error["code"]) == (404, "decision_not_found")
 

@@ -19,28 +19,28 @@ from starlette.types import Message, Receive, Scope, Send
 
 from stepladder.errors import AccessError, RequestError
 from stepladder.gateway.access import ACCESS, FreeGate, Gate, access_of
+from stepladder.gateway.export import export, read_query, trace_body
 from stepladder.gateway.exposition import CONTENT_TYPE
 from stepladder.gateway.faults import BAD_REQUEST, error_body, error_reply
+from stepladder.gateway.feedback import keep, read_feedback
 from stepladder.gateway.health import readiness
 from stepladder.gateway.media import Urls, check_urls
 from stepladder.gateway.replies import WRITE_IDLE_S, EventStream, Reply, Sendable, json_reply
 from stepladder.gateway.report import (
     Headers,
     answer_headers,
-    bill,
     call_headers,
     decision_headers,
-    outcomes_body,
     route_body,
 )
 from stepladder.gateway.stream import ChunkWriter, frames, opened, sse
 from stepladder.gateway.watch import Visit, Watch
 from stepladder.gateway.wire import Names, answer_body, dumps, models_body, parse_object, read_model, read_request
 from stepladder.router import Router
-from stepladder.traces.codec import encode
 from stepladder.types import EMPTY, Endpoint, Request
 
 _CUT_OFF_S = 1.0
+_EVENT_STREAM = b"text/event-stream"
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +99,9 @@ def create_app(
         Route("/v1/route", door(doors.route), methods=["POST"]),
         Route("/v1/models", door(doors.models), methods=["GET"]),
         Route("/v1/models/{model:path}", door(doors.model), methods=["GET"]),
+        Route("/v1/decisions", door(doors.decisions), methods=["GET"]),
         Route("/v1/decisions/{id}", door(doors.decision), methods=["GET"]),
+        Route("/v1/feedback", door(doors.feedback), methods=["POST"]),
         Route("/health", free(doors.health), methods=["GET"]),
         Route("/ready", free(doors.ready), methods=["GET"]),
         Route("/metrics", door(doors.metrics), methods=["GET"]),
@@ -155,6 +157,18 @@ class Doors:
         asked, reader = scope["path_params"]["id"], access_of(scope).reads()
         return await asyncio.to_thread(self._stored, asked, reader)  # others do not wait for the disk
 
+    async def decisions(self, scope: Scope, body: bytes) -> Sendable:
+        """GET /v1/decisions: many of them, as JSON lines."""
+        wanted = read_query(scope["query_string"], access_of(scope).reads())
+        return await export(self.router.parts.store, wanted, self._write_idle_s)
+
+    async def feedback(self, scope: Scope, body: bytes) -> Sendable:
+        """POST /v1/feedback: the measured quality of an answer; 200 once it is kept for good."""
+        outcome, reader = read_feedback(parse_object(body)), access_of(scope).reads()
+        if reader is not None:
+            await asyncio.to_thread(self._check_reader, outcome.decision_id, reader)
+        return await keep(self.router.parts.store, outcome)
+
     async def health(self, scope: Scope, body: bytes) -> Sendable:
         """GET /health: this process answers; it says nothing of the stages behind it."""
         ladder = self.router.parts.ladder
@@ -173,9 +187,14 @@ class Doors:
         store = self.router.parts.store
         trace = store.get(asked)
         if trace is None or reader not in (None, trace.request.caller):
-            raise RequestError(f"no decision '{asked}' is stored", param="id", code="decision_not_found")
-        outcomes = outcomes_body(store.outcomes(asked))
-        return json_reply({"object": "stepladder.trace", **encode(trace), **bill(trace), "outcomes": outcomes})
+            raise _no_decision(asked)
+        return json_reply(trace_body(trace, store.outcomes(asked)))
+
+    def _check_reader(self, decision: str, reader: str) -> None:
+        """Nobody judges the answers to others; of a decision that is not known nobody can say whose it is."""
+        trace = self.router.parts.store.get(decision)
+        if trace is not None and trace.request.caller != reader:
+            raise _no_decision(decision)
 
     def _request(self, scope: Scope, body: bytes, endpoint: Endpoint | None) -> Request:
         request = read_request(parse_object(body), self._names, scope["headers"], endpoint)
@@ -201,6 +220,10 @@ class Doors:
         else:
             headers = answer_headers(opening.answer, self._baseline)
         return EventStream(frames(opening, events, writer), events, headers, self._write_idle_s)
+
+
+def _no_decision(asked: str) -> RequestError:
+    return RequestError(f"no decision '{asked}' is stored", param="id", code="decision_not_found")
 
 
 # ── around every door ────────────────────────────────────────────────────────
@@ -271,7 +294,7 @@ class Sent:
         self._send = send
         self.headers: Headers = ()
         """What is added to the reply's own."""
-        self.begun = self.streaming = False
+        self.begun = self.streaming = self.events = False
 
     async def __call__(self, message: Message) -> None:
         if self.headers and not self.begun:
@@ -281,6 +304,7 @@ class Sent:
             self.visit.bytes_out += len(message.get("body", b""))
         else:
             self.visit.status = message["status"]
+            self.events = any(value.startswith(_EVENT_STREAM) for _, value in message["headers"])
         self.begun = True
         self.streaming = bool(message.get("more_body"))
 
@@ -292,7 +316,7 @@ async def cut_off(sent: Sent) -> None:
         async with asyncio.timeout(_CUT_OFF_S):  # it may not be reading
             if not sent.begun:
                 await json_reply(body, ((b"retry-after", b"5"), (b"connection", b"close")), 503)(sent)
-            elif sent.streaming:
+            elif sent.streaming and sent.events:  # an export that broke off stays unfinished
                 await sent({"type": "http.response.body", "body": sse(body), "more_body": True})
                 await sent({"type": "http.response.body", "body": b""})
 

@@ -295,6 +295,7 @@ def outcome_body(outcome: Outcome) -> dict[str, Any]:
         "source": outcome.source,
         "stage": outcome.stage,
         "comment": outcome.comment,
+        "key": outcome.key,
     }
 
 
