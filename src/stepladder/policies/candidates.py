@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from stepladder.types import Attempt, Call, Decision, Fail, Fault, View, draft_below
+from dataclasses import replace
+
+from stepladder.types import Attempt, Call, Decision, Fail, Fault, View, absence_fault, draft_below
 
 
 def answers(view: View) -> tuple[Attempt, ...]:
@@ -49,11 +51,22 @@ def climb(view: View, stage: str) -> Call:
 
 
 def give_up(view: View) -> Decision:
-    """Fail with the last fault, or say that no stage was allowed."""
+    """Fail with the last fault, or say that no stage was allowed; with when to come again, where that may help."""
     fault = last_fault(view)
+    if fault is None and view.absent:
+        fault = absence_fault(view.absent)
     if fault is None:
         return Decision(Fail(Fault("bad_request", "no stage is allowed to take this request")), reason="no stage left")
-    return Decision(Fail(fault), reason=f"no stage left after a fault: {fault.kind}")
+    return Decision(Fail(_come_again(fault, view)), reason=f"no stage left after a fault: {fault.kind}")
+
+
+def _come_again(fault: Fault, view: View) -> Fault:
+    """The fault with the soonest time that any stage named; one of the caller's making stays however long one waits."""
+    if fault.kind in ("bad_request", "context"):
+        return fault
+    told = [attempt.fault.retry_after for attempt in view.attempts if attempt.fault is not None]
+    told += [absence.retry_after for absence in view.absent.values()]
+    return replace(fault, retry_after=min((seconds for seconds in told if seconds is not None), default=None))
 
 
 def fail_with(fault: Fault) -> Decision:
@@ -62,7 +75,9 @@ def fail_with(fault: Fault) -> Decision:
 
 
 def not_allowed(stage: str, view: View) -> Decision:
-    """Fail because a stage that the policy is bound to may not take this request."""
+    """Fail because a stage that the policy is bound to may not take this request, or cannot now."""
+    if stage in view.absent:
+        return Decision(Fail(absence_fault({stage: view.absent[stage]})), reason=f"{stage} cannot take a call now")
     allowed = ", ".join(view.stages) or "none"
     message = f"stage '{stage}' may not take this request; allowed: {allowed}"
     return Decision(Fail(Fault("bad_request", message)), reason=f"{stage} is not allowed")

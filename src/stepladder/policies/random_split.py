@@ -8,14 +8,17 @@ from numbers import Real
 from typing import Any
 
 from stepladder.errors import UsageError, refuse_unknown
-from stepladder.policies.candidates import answers, fail_with, last_fault
-from stepladder.types import Call, Decision, Fail, Fault, Stop, View
+from stepladder.policies.candidates import answers, give_up, last_fault, untried
+from stepladder.types import Call, Decision, Fail, Fault, Stop, View, absence_fault
 
 OPTIONS = ("stages", "weights", "target_cost", "costs")
 
 
 class RandomSplitPolicy:
-    """Calls one of ``stages`` with probability in proportion to its weight, and keeps its answer or its fault.
+    """Calls one of ``stages`` with probability in proportion to its weight, and keeps its answer.
+
+    Where that fails, it draws once more among those of them that it has not called, until one answers: it is also put
+    before real requests. Each step's propensity is that of its own draw.
 
     Give ``weights`` (one for each stage, not negative), or ``target_cost`` with the ``costs`` of the stages, from
     which the weights follow (``split_for_cost``); with neither, all are equally likely. Where only some of the stages
@@ -42,13 +45,18 @@ class RandomSplitPolicy:
 
     def decide(self, view: View) -> Decision:
         """The next action."""
-        answered, fault = answers(view), last_fault(view)
+        answered = answers(view)
         if answered:
             return Decision(Stop(answered[-1]), reason=f"{answered[-1].stage} answered")
-        return self._draw(view) if fault is None else fail_with(fault)
+        return self._draw(view)
 
     def _draw(self, view: View) -> Decision:
-        weights = {stage: weight for stage, weight in self.weights.items() if weight > 0 and stage in view.stages}
+        left = untried(view)
+        weights = {stage: weight for stage, weight in self.weights.items() if weight > 0 and stage in left}
+        if not weights and last_fault(view) is not None:
+            return give_up(view)
+        if not weights and (away := {name: view.absent[name] for name in self.weights if name in view.absent}):
+            return Decision(Fail(absence_fault(away)), reason="none of its stages can take a call now")
         if not weights:
             message = f"none of the stages {', '.join(self.weights)} may take this request"
             return Decision(Fail(Fault("bad_request", message)), reason="none of its stages is allowed")

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from stepladder.errors import refuse_unknown
-from stepladder.policies.candidates import answers, fail_with, give_up, last_fault, not_allowed
+from stepladder.policies.candidates import answers, fail_with, give_up, last_fault, not_allowed, untried
 from stepladder.types import Call, Decision, Stop, View
 
 
 class SinglePolicy:
-    """Calls ``stage``, or the dearest allowed stage where none is named; fails where that fails.
+    """Calls ``stage`` and fails where that fails: a baseline that fell back to another stage would hide its faults.
 
-    There is no second try: a baseline that fell back to another stage would hide its faults. Raises UsageError for
-    options that it does not have.
+    Where none is named it is bound to none: it calls the dearest allowed stage, and where that fails the next dearest.
+    Raises UsageError for options that it does not have.
     """
 
     name = "single"
@@ -25,15 +25,15 @@ class SinglePolicy:
         answered, fault = answers(view), last_fault(view)
         if answered:
             return Decision(Stop(answered[-1]), reason=f"{answered[-1].stage} answered")
+        if self.stage is None:
+            left = untried(view)
+            return _call(view, left[-1], "the dearest stage that is left") if left else give_up(view)
         if fault is not None:
             return fail_with(fault)
-        return self._call(view)
+        if self.stage not in view.stages:
+            return not_allowed(self.stage, view)
+        return _call(view, self.stage, f"{self.stage}, always")
 
-    def _call(self, view: View) -> Decision:
-        if not view.stages:
-            return give_up(view) if self.stage is None else not_allowed(self.stage, view)
-        stage = view.stages[-1] if self.stage is None else self.stage
-        if stage not in view.stages:
-            return not_allowed(stage, view)
-        told = "the dearest allowed stage, always" if self.stage is None else f"{stage}, always"
-        return Decision(Call(stage, final=True), values={stage: view.value(stage)}, reason=told)
+
+def _call(view: View, stage: str, told: str) -> Decision:
+    return Decision(Call(stage, final=True), values={stage: view.value(stage)}, reason=told)
