@@ -73,7 +73,8 @@ def build(
     """A router from settings. Engines are made, not started; a hub model that is not here yet is fetched now.
 
     With ``fetch=False`` hub models are left where they are, and the router can decide but not answer. The store of
-    ``reuse`` is taken over, and so are its engines where nothing that they were made from has changed.
+    ``reuse`` is taken over, and so are its engines where nothing that they were made from has changed, with what is
+    known of their stages' health, and the conversations.
     """
     store = store or (None if reuse is None else reuse.parts.store)
     artifact = _artifact(settings)
@@ -91,8 +92,8 @@ def build(
             policies=make_policies(settings),
             pinned=plugins.make("policies", "single"),
             store=_store(settings) if store is None else store,
-            guard=make_guard(settings, ladder, engines),
-            conversations=Conversations(),
+            guard=make_guard(settings, ladder, engines, reuse),
+            conversations=Conversations() if reuse is None else reuse.parts.conversations,
             switch_cost=_switch_cost(settings),
             fallback=settings.policy.fallback_stage,
             lam=_lambda(settings, artifact),
@@ -171,8 +172,11 @@ def _without(stages: tuple[Stage, ...], ignored: frozenset[str]) -> list[dict[st
     ]
 
 
-def make_guard(settings: Settings, ladder: Ladder, engines: Mapping[str, Engine]) -> Gates:
-    """The gates before the stages, with as many places as each stage's engine says, or else its max_concurrency."""
+def make_guard(settings: Settings, ladder: Ladder, engines: Mapping[str, Engine], reuse: Router | None = None) -> Gates:
+    """The gates before the stages, with as many places as each stage's engine says, or else its max_concurrency.
+
+    Gates of ``reuse`` go on to stand before stages whose engine does and whose limits are the same.
+    """
     rules = {}
     for stage, asked in zip(ladder.stages, settings.stages, strict=True):
         engine = engines[stage.name]
@@ -184,7 +188,11 @@ def make_guard(settings: Settings, ladder: Ladder, engines: Mapping[str, Engine]
             usual.failures if asked.breaker_failures is None else asked.breaker_failures,
             usual.pause_s if asked.breaker_pause_s is None else asked.breaker_pause_s,
         )
-    return Gates(ladder.names, rules)
+    before = None if reuse is None else reuse.parts.guard
+    if reuse is None or not isinstance(before, Gates):
+        return Gates(ladder.names, rules)
+    same = {name for name, engine in engines.items() if reuse.parts.engines.get(name) is engine}
+    return Gates(ladder.names, rules, kept={name: gate for name, gate in before.kept(rules).items() if name in same})
 
 
 def _switch_cost(settings: Settings) -> float:

@@ -75,7 +75,7 @@ def create_app(
     """
     settings = settings or GatewaySettings()
     watch = watch or Watch()
-    router.watch(watch.on_trace)
+    router.watch(partial(watch.on_trace, against=settings.baseline))
     doors = Doors(router, settings, watch)
     gate = gate or FreeGate()
     router.watch(gate.settle)
@@ -176,12 +176,12 @@ class Doors:
 
     async def ready(self, scope: Scope, body: bytes) -> Sendable:
         """GET /ready: 200 where a request can be taken now, else 503."""
-        status, told = readiness(self._watch.state)
+        status, told = readiness(self._watch.state, self.router.snapshot())
         return json_reply(told, status=status)
 
     async def metrics(self, scope: Scope, body: bytes) -> Sendable:
         """GET /metrics, for Prometheus."""
-        return Reply(200, self._watch.metrics.expose(), content_type=CONTENT_TYPE)
+        return Reply(200, self._watch.expose(self.router), content_type=CONTENT_TYPE)
 
     def _stored(self, asked: str, reader: str | None) -> Reply:
         store = self.router.parts.store

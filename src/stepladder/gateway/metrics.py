@@ -11,11 +11,24 @@ from __future__ import annotations
 import os
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import get_args
 
 from stepladder.gateway.exposition import Family, Histogram, Values, exposed
-from stepladder.types import Attempt, Call, Fail, FaultKind, Step, Trace
+from stepladder.gateway.report import baseline
+from stepladder.router import Router
+from stepladder.types import (
+    Attempt,
+    BreakerState,
+    Call,
+    Fail,
+    FaultKind,
+    Snapshot,
+    Step,
+    StoreCounts,
+    Trace,
+)
 
 DECIDE_S = (5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 0.01, 0.02, 0.05, 0.1)
 """Seconds: from a matrix's look-up to a predictor that reads whole answers."""
@@ -85,6 +98,8 @@ class Metrics:
             ("stream_mode",),
         )
         self.in_flight = Values("gauge", "stepladder_in_flight", "HTTP requests at work.")
+        self.stages = StageMetrics()
+        self.store = StoreMetrics()
         self.speculation = Values(
             "counter",
             "stepladder_speculation_tokens_total",
@@ -106,11 +121,9 @@ class Metrics:
         self.files = Values("gauge", "process_open_fds", "Open files and connections of this process.")
         self.started = Values("gauge", "process_start_time_seconds", "When the gateway was made, Unix time.")
         self.started.set((), time.time() if started_at is None else started_at)
-        self.attached: list[Family] = []
-        """Families that somebody else keeps up to date."""
 
-    def observe(self, trace: Trace) -> None:
-        """Count one finished request."""
+    def observe(self, trace: Trace, against: str | None = None) -> None:
+        """Count one finished request; ``against`` is the stage that savings are told by, None for the ladder's last."""
         self.requests.add((trace.mode, outcome(trace)))
         self.request_s.observe((trace.mode,), trace.seconds)
         if trace.steps:
@@ -122,15 +135,21 @@ class Metrics:
         if trace.first_token_s is not None:
             self.first_token_s.observe((trace.request.dials.stream_mode or "final",), trace.first_token_s)
         if trace.answer_index is not None:
-            self._observe_saving(trace)
+            self._observe_saving(trace, against)
+
+    def look(self, router: Router) -> None:
+        """Take over what a router and its store count themselves."""
+        parts, versions = router.parts, router.parts.versions
+        self.stages.look(router.snapshot())
+        self.store.look(parts.store.counts())
+        self.config.replace({(parts.ladder.name, versions.config, versions.artifact): 1.0})
 
     def expose(self) -> bytes:
         """All of it as text."""
         for refresh in self.refreshers:
             refresh(self)
         _refresh_process(self)
-        own = [each for each in vars(self).values() if isinstance(each, Values | Histogram)]
-        return exposed([*own, *self.attached])
+        return exposed(_families(self))
 
     def _observe_attempt(self, attempt: Attempt, unit: str) -> None:
         stage, usage = attempt.stage, attempt.usage
@@ -145,12 +164,105 @@ class Metrics:
                 self.speculation.add((pair.drafter, pair.target, "drafted"), pair.drafted)
                 self.speculation.add((pair.drafter, pair.target, "accepted"), pair.accepted)
 
-    def _observe_saving(self, trace: Trace) -> None:
-        alone = trace.steps[0].view.costs[trace.stages[-1]].resource
-        self.baseline.add((trace.cost_unit,), alone)
-        self.saving.add((trace.cost_unit,), alone - trace.cost)
+    def _observe_saving(self, trace: Trace, against: str | None) -> None:
+        alone = baseline(trace, against)
+        self.baseline.add((trace.cost_unit,), alone["cost"])
+        self.saving.add((trace.cost_unit,), alone["saved"])
 
 
+class StageMetrics:
+    """How the stages stand at this moment, and what their guard has counted (``Router.snapshot``)."""
+
+    def __init__(self) -> None:
+        stage = ("stage",)
+        self.available = Values("gauge", "stepladder_stage_available", "1 where a stage can take a call now.", stage)
+        self.in_flight = Values("gauge", "stepladder_stage_in_flight", "Calls of a stage at work.", stage)
+        self.waiting = Values("gauge", "stepladder_stage_waiting", "Calls that wait for a place at a stage.", stage)
+        self.breaker = Values(
+            "gauge", "stepladder_breaker_state", "1 for the state of a stage's circuit breaker.", ("stage", "state")
+        )
+        self.opened = Values("counter", "stepladder_breaker_opened_total", "How often a breaker opened.", stage)
+        self.retries = Values("counter", "stepladder_retries_total", "How often a server was asked again.", stage)
+        self.left_out = Values(
+            "counter",
+            "stepladder_stage_left_out_total",
+            "Decisions and calls that a stage was left out of.",
+            ("stage", "reason"),
+        )
+        self.failed_open = Values(
+            "counter",
+            "stepladder_failed_open_total",
+            "Decisions that were made without a part that failed: the part, and the kind of error.",
+            ("failure",),
+        )
+        self.conversations = Values("gauge", "stepladder_conversations", "Conversations remembered.")
+        self.followups = Values(
+            "counter", "stepladder_followups_total", "Follow-ups answered by the stage before, or another.", ("stage",)
+        )
+
+    def look(self, now: Snapshot) -> None:
+        """Take over what is so now."""
+        states = now.stages
+        self.available.replace({(each.stage,): float(each.absence is None) for each in states})
+        self.in_flight.replace({(each.stage,): each.in_flight for each in states})
+        self.waiting.replace({(each.stage,): each.waiting for each in states})
+        self.breaker.replace({(s.stage, state): float(s.breaker == state) for s in states for state in _BREAKER})
+        self.opened.replace({(each.stage,): each.opened for each in states})
+        self.retries.replace({(each.stage,): each.retries for each in states})
+        self.left_out.replace({(s.stage, why): count for s in states for why, count in s.left_out.items()})
+        self.failed_open.replace({(failure,): count for failure, count in now.failed_open.items()})
+        self.conversations.set((), now.conversations)
+        self.followups.replace({("same",): now.stayed, ("other",): now.switched})
+
+
+class StoreMetrics:
+    """What the trace store has counted, and what waits in it (``TraceStore.counts``)."""
+
+    def __init__(self) -> None:
+        self.traces = Values("counter", "stepladder_traces_total", "Traces, by what became of them.", ("outcome",))
+        self.waiting = Values("gauge", "stepladder_traces_waiting", "Traces that wait to be written.")
+        self.bytes = Values("gauge", "stepladder_traces_waiting_bytes", "What these weigh.")
+        self.feedback = Values(
+            "counter",
+            "stepladder_feedback_total",
+            "Feedback: on disk, contradicting what was there, or lost.",
+            _OUTCOME,
+        )
+        self.feedback_waiting = Values("gauge", "stepladder_feedback_waiting", "Feedback that waits for the disk.")
+
+    def look(self, now: StoreCounts) -> None:
+        """Take over what is so now."""
+        self.traces.replace(
+            {
+                ("appended",): now.appended,
+                ("written",): now.written,
+                ("shed",): now.shed,
+                ("pruned",): now.pruned,
+            }
+        )
+        self.waiting.set((), now.waiting)
+        self.bytes.set((), now.waiting_bytes)
+        self.feedback.replace(
+            {
+                ("accepted",): now.feedback_accepted,
+                ("refused",): now.feedback_refused,
+                ("failed",): now.feedback_failed,
+            }
+        )
+        self.feedback_waiting.set((), now.feedback_waiting)
+
+
+def _families(holder: object) -> Iterator[Family]:
+    """Every family that an object holds, and those that its groups hold, in the order in which they were made."""
+    for value in vars(holder).values():
+        if isinstance(value, Values | Histogram):
+            yield value
+        elif isinstance(value, StageMetrics | StoreMetrics):
+            yield from _families(value)
+
+
+_OUTCOME = ("outcome",)
+_BREAKER: tuple[BreakerState, ...] = get_args(BreakerState)
 _MODE_OUTCOME = ("mode", "outcome")
 _STAGE_DID = ("stage", "action")
 

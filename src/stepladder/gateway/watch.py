@@ -16,6 +16,7 @@ from typing import Literal
 from starlette.types import Scope
 
 from stepladder.gateway.metrics import Metrics
+from stepladder.router import Router
 from stepladder.types import Trace
 
 State = Literal["starting", "serving", "draining"]
@@ -89,12 +90,17 @@ class Watch:
         if self._tell is not None:
             self._tell(visit)
 
-    def on_trace(self, trace: Trace) -> None:
-        """The router has finished a request (``Router.watch``)."""
-        self.metrics.observe(trace)
+    def on_trace(self, trace: Trace, against: str | None = None) -> None:
+        """The router has finished a request (``Router.watch``); ``against`` is the stage that savings are told by."""
+        self.metrics.observe(trace, against)
         visit = CURRENT.get()
         if visit is not None:
             visit.trace = trace
+
+    def expose(self, router: Router) -> bytes:
+        """All metrics as text, with what this router and its store tell at this moment."""
+        self.metrics.look(router)
+        return self.metrics.expose()
 
     def _refresh(self, metrics: Metrics) -> None:
         metrics.in_flight.set((), self.in_flight)

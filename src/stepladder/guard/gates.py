@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from stepladder.guard.breaker import Breaker, health
-from stepladder.types import Absence, AbsenceKind, Attempt, StageState
+from stepladder.types import EMPTY, Absence, AbsenceKind, Attempt, StageState
 
 MOST_ASIDE_S = 3600.0
 """A server's Retry-After is believed up to here; a call an hour is what it costs to see whether it still holds."""
@@ -35,7 +35,8 @@ class Gates:
     """The gates of a ladder (contract ``Guard``). ``rules`` are by stage; a stage without any has the usual ones.
 
     Calls are counted here and wait in their engine, which holds its places itself and knows each call's deadline.
-    ``clock`` gives monotonic seconds, ``chance`` numbers in [0, 1). One event loop's: nothing here is locked.
+    ``clock`` gives monotonic seconds, ``chance`` numbers in [0, 1). One event loop's: nothing here is locked. ``kept``
+    are gates that stand already and go on to, with all that they know.
     """
 
     def __init__(
@@ -45,8 +46,15 @@ class Gates:
         *,
         clock: Callable[[], float] = time.monotonic,
         chance: Callable[[], float] = random.random,
+        kept: Mapping[str, Gate] = EMPTY,
     ) -> None:
-        self._gates = {name: Gate(name, rules.get(name, GateRules()), clock, chance) for name in stages}
+        self._gates = {
+            name: kept.get(name) or Gate(name, rules.get(name, GateRules()), clock, chance) for name in stages
+        }
+
+    def kept(self, rules: Mapping[str, GateRules]) -> Mapping[str, Gate]:
+        """Those of the gates that have just these rules."""
+        return {name: gate for name, gate in self._gates.items() if gate.rules == rules.get(name)}
 
     def absent(self, stages: Iterable[str]) -> Mapping[str, Absence]:
         """Those of the stages that cannot take a call now, and why; each is counted as left out."""
@@ -72,6 +80,7 @@ class Gate:
     """One stage's. All of it takes constant time, and no look at the clock while nothing is wrong."""
 
     def __init__(self, stage: str, rules: GateRules, clock: Callable[[], float], chance: Callable[[], float]) -> None:
+        self.rules = rules
         self.left_out: dict[AbsenceKind, int] = {"full": 0, "rate_limit": 0, "breaker": 0}
         self.breaker = Breaker(rules.failures, rules.pause_s, clock=clock, chance=chance)
         self._stage = stage
