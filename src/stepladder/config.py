@@ -10,6 +10,7 @@ import hashlib
 import re
 import tomllib
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from ipaddress import ip_address
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -24,6 +25,9 @@ PRESETS = Path(__file__).parent / "presets"
 ENV_PREFIX = "STEPLADDER_"
 OWN = ("source", "folder", "text")
 """Fields of ``Settings`` that say where the settings came from and are no settings themselves."""
+
+SECRET = ("headers", "api_key_env")
+"""Keys whose values are not repeated where they are wrong: somebody may have put the secret itself there."""
 
 LAMBDA_PRESETS: Mapping[str, float] = {"production": 1.5, "balanced": 5.0, "research": 15.0}
 """The paper's §5.1.2 names λ 1-2 for production and 10-20 for research; we take the middles, and 5 as its Table 4.2."""
@@ -57,9 +61,9 @@ class StageSettings(_Frozen):
     """Which engine reaches the model."""
     base_url: str | None = None
     """`openai`: where the server is, usually ending in /v1."""
-    api_key_env: str | None = None
+    api_key_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
     """`openai`: the environment variable that holds the key; the key itself never stands here."""
-    headers: Mapping[str, str] = Field(default_factory=dict)
+    headers: Mapping[str, str] = Field(default_factory=dict, repr=False)
     """`openai`: further headers of each call."""
     cost: NonNegative | None = None
     """A price of one call set by hand, in the cost unit (costs model `fixed`)."""
@@ -197,6 +201,28 @@ class ServeSettings(_Frozen):
     """The least that is logged; requests are `info`, those that end with 5xx `error`, polls for health `debug`."""
     baseline: str | None = None
     """The stage that savings are told against; default: the last, the dearest."""
+    keys: str | None = None
+    """File of the keys that callers need (`stepladder keys new` makes it); without one no key is asked for."""
+    open: bool = False
+    """Bind an address that others can reach although no keys are asked for."""
+    hosts: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    """Public names that a gateway without keys answers to on this machine's own address."""
+    image_urls: Literal["any", "data", "off"] = "data"
+    """URLs in messages that are passed on: `data` those that hold their content; `any` also those a stage fetches."""
+    max_head_bytes: Annotated[int, Field(ge=1024)] = 64 * 1024
+    """Request lines and headers above this are refused with 431."""
+    max_headers: Annotated[int, Field(gt=0)] = 128
+    """Requests with more headers are refused with 431."""
+    head_timeout_s: Positive = 15.0
+    """Time for a request's line and headers, and for the first request of a connection to begin."""
+    body_timeout_s: Positive = 30.0
+    """Time for a request's body, and a second more for each 16 KiB of it that came."""
+    keep_alive_s: Annotated[int, Field(gt=0)] = 20
+    """How long a connection may stay idle between requests."""
+    max_connections: Annotated[int, Field(gt=0)] | None = None
+    """Connections at once; default: half as many as the process may open files."""
+    max_connections_per_address: Annotated[int, Field(gt=0)] | None = None
+    """Connections at once from one address; default: no bound, since many callers may stand behind one proxy."""
 
 
 class PresetSettings(_Frozen):
@@ -493,7 +519,9 @@ def _problem(detail: Mapping[str, Any], text: str) -> Problem:
     elif kind == "missing":
         message = f"missing; {_model_name(path[:-1])} needs it"
     else:
-        message = f"{detail['msg'].removeprefix('Value error, ')} (got {_short(detail.get('input'))})"
+        told = detail["msg"].removeprefix("Value error, ")
+        secret = any(part in SECRET for part in path)
+        message = told if secret else f"{told} (got {_short(detail.get('input'))})"
     return Problem(_dotted(path), message, line_of(text, path))
 
 
@@ -536,7 +564,27 @@ def _sense_problems(settings: Settings) -> list[Problem]:
         if stage.name == settings.gateway.model_name:
             problems.append(settings.problem(place, f"'{stage.name}' is the gateway's own model name"))
         seen.add(stage.name)
-    return problems + _strange_stages(settings) + _falling_costs(settings) + _idle_queues(settings)
+    return (
+        problems + _strange_stages(settings) + _falling_costs(settings) + _idle_queues(settings) + _reachable(settings)
+    )
+
+
+def _reachable(settings: Settings) -> list[Problem]:
+    """An address that others can reach, and nothing that keeps them out."""
+    gateway = settings.gateway
+    if gateway.keys is not None or gateway.open or is_loopback(gateway.host):
+        return []
+    told = f"'{gateway.host}' can be reached by others, and no keys are asked for"
+    cure = "set gateway.keys ('stepladder keys new' makes the file), or gateway.open = true if something else guards it"
+    return [settings.problem(("gateway", "host"), f"{told}: {cure}")]
+
+
+def is_loopback(host: str) -> bool:
+    """True for addresses that only this machine can reach."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
 
 
 def _idle_queues(settings: Settings) -> list[Problem]:

@@ -20,6 +20,7 @@ VERBS: Mapping[str, str] = {
     "ask": "answer one question",
     "route": "decide which stage a question is worth, without asking it",
     "serve": "serve a ladder behind an OpenAI-compatible endpoint",
+    "keys": "make, show and revoke the keys that callers of a gateway need",
     "check": "explain every problem of a ladder.toml",
     "collect": "ask every stage and grade its answers, for a table to train from",
     "import": "read outcomes that others published as a table to train from",

@@ -12,10 +12,12 @@ from starlette.applications import Starlette
 
 from stepladder.build import build, problems
 from stepladder.cli import options
-from stepladder.config import Settings, named_dials
+from stepladder.config import Settings, is_loopback, named_dials
 from stepladder.errors import ConfigError, UsageError
+from stepladder.gateway.access import FreeGate, Gate, KeyGate, LoopbackGate
 from stepladder.gateway.app import GatewaySettings, create_app
 from stepladder.gateway.logs import Log
+from stepladder.gateway.protocol import ConnectionLimits
 from stepladder.gateway.reload import Houses
 from stepladder.gateway.server import Drain, serve
 from stepladder.gateway.watch import Watch
@@ -23,7 +25,9 @@ from stepladder.router import Router
 
 LOG = logging.getLogger("stepladder.gateway")
 
-RELOADED = frozenset({"model_name", "max_body_bytes", "write_idle_s", "baseline"})
+RELOADED = frozenset(
+    {"model_name", "max_body_bytes", "write_idle_s", "baseline", "keys", "open", "hosts", "image_urls"}
+)
 """Keys of [gateway] that a reload reads; the others, and all of [traces], stay as they were at the start."""
 
 
@@ -53,6 +57,7 @@ def run(args: argparse.Namespace) -> int:
                 ready=lambda url: _greet(settings, url, log),
                 watch=watch,
                 hangup=houses.ask_reload,
+                limits=connection_limits(settings),
             )
         except OSError as error:
             place = f"{told.host}:{told.port}"
@@ -68,6 +73,7 @@ class Kitchen:
         self._args = args
         self._at_start = settings
         self._watch = watch
+        self._gate: Gate | None = None
 
     def first(self) -> tuple[Router, Starlette]:
         """Raises as ``build`` does."""
@@ -85,7 +91,8 @@ class Kitchen:
         return made
 
     def _served(self, settings: Settings, router: Router) -> tuple[Router, Starlette]:
-        return router, create_app(router, gateway_settings(settings), watch=self._watch)
+        self._gate = make_gate(settings, self._at_start.gateway.host, self._gate)
+        return router, create_app(router, gateway_settings(settings), watch=self._watch, gate=self._gate)
 
 
 def unread(before: Settings, now: Settings) -> Iterator[str]:
@@ -114,6 +121,41 @@ def gateway_settings(settings: Settings) -> GatewaySettings:
         write_idle_s=settings.gateway.write_idle_s,
         presets=named_dials(settings),
         baseline=settings.gateway.baseline,
+        image_urls=settings.gateway.image_urls,
+    )
+
+
+def make_gate(settings: Settings, host: str, before: Gate | None = None) -> Gate:
+    """Who is let in at the address that is bound. The gate ``before`` goes on where the file of its keys is the same.
+
+    Raises ConfigError for keys that cannot be read, and where others can reach the address and nothing keeps them out.
+    """
+    gateway, stages = settings.gateway, tuple(stage.name for stage in settings.stages)
+    if gateway.keys is not None:
+        path = settings.folder / gateway.keys
+        if isinstance(before, KeyGate) and before.path == path:
+            before.use(stages)
+            return before
+        return KeyGate(path, stages)
+    if is_loopback(host):
+        return LoopbackGate(gateway.hosts)
+    if not gateway.open:
+        told = f"are gone, but the bound address '{host}' can be reached by others and gateway.open is not true"
+        raise ConfigError(settings.source, [settings.problem(("gateway", "keys"), told)])
+    return FreeGate()
+
+
+def connection_limits(settings: Settings) -> ConnectionLimits:
+    """What a client may send, and in what time."""
+    gateway = settings.gateway
+    return ConnectionLimits(
+        head_bytes=gateway.max_head_bytes,
+        headers=gateway.max_headers,
+        head_s=gateway.head_timeout_s,
+        body_s=gateway.body_timeout_s,
+        keep_alive_s=gateway.keep_alive_s,
+        connections=gateway.max_connections,
+        per_address=gateway.max_connections_per_address,
     )
 
 

@@ -182,8 +182,8 @@ class KeyGate:
         clock: Callable[[], float] = time.time,
         timer: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._path, self._clock, self._timer = path, clock, timer
-        self.stages = tuple(stages)
+        self.path, self._clock, self._timer = path, clock, timer
+        self._stages = tuple(stages)
         self._accounts: dict[str, Account] = {}
         self._open: dict[str, KeyAccess] = {}
         self._spending = Spending(path.with_name(f"{path.name}.spent.json"), self._spent)
@@ -211,6 +211,15 @@ class KeyGate:
             headers = _rate_headers(account.bucket, now)
         account.under_way += 1
         return KeyAccess(self, key, account, headers)
+
+    def use(self, stages: Collection[str]) -> None:
+        """Another ladder's stages from now on. Raises ConfigError where the rules name one that it does not have."""
+        before, self._stages = self._stages, tuple(stages)
+        try:
+            self._keys = self._read()
+        except ConfigError:
+            self._stages = before
+            raise
 
     def settle(self, trace: Trace) -> None:
         """Take note of what a request was billed; the router tells (``Router.watch``)."""
@@ -240,7 +249,7 @@ class KeyGate:
 
     def _look(self, now: float) -> None:
         self._look_at = now + LOOK_S
-        mark = _mark(self._path)
+        mark = _mark(self.path)
         if mark == self._seen:
             return
         self._seen = mark
@@ -249,18 +258,18 @@ class KeyGate:
         except ConfigError as error:
             log.error("the keys in force stay as they were: %s", error)  # noqa: TRY400 - the message says it all
         else:
-            log.warning("keys read anew from %s", self._path)
+            log.warning("keys read anew from %s", self.path)
 
     def _read(self) -> dict[str, Key]:
-        entries = read_keys(self._path)
+        entries = read_keys(self.path)
         wrong = [
-            Problem(f"keys '{entry.name}'.stages", f"no stage '{stage}'; {nearest(stage, self.stages)}")
+            Problem(f"keys '{entry.name}'.stages", f"no stage '{stage}'; {nearest(stage, self._stages)}")
             for entry in entries
             for stage in entry.stages or ()
-            if stage not in self.stages
+            if stage not in self._stages
         ]
         if wrong:
-            raise ConfigError(str(self._path), wrong)
+            raise ConfigError(str(self.path), wrong)
         keys = {entry.id: entry.key for entry in entries}
         for key in keys.values():
             if not key.revoked:

@@ -226,10 +226,21 @@ def add_key(path: Path, name: str, limits: Mapping[str, Any], *, now: float, cha
             raise UsageError(f"--name: '{name}' has a key in {path} already; revoke that one, or take another name")
         made, key = new_secret(chance)
         created = datetime.fromtimestamp(now, UTC).replace(microsecond=0)
-        fields = {"id": made, "name": name, "hash": f"sha256:{digest_of(key).hex()}", "created": created, **limits}
-        lines = [f"{field} = {_toml(value)}" for field, value in fields.items() if value is not None]
+        given = {"id": made, "name": name, "hash": f"sha256:{digest_of(key).hex()}", "created": created, **limits}
+        fields = {field: value for field, value in given.items() if value is not None}
+        _check(fields)
+        lines = [f"{field} = {_toml(value)}" for field, value in fields.items()]
         _write(path, "\n".join([text.rstrip("\n"), "", "[[keys]]", *lines, ""]))
     return key
+
+
+def _check(fields: Mapping[str, Any]) -> None:
+    try:
+        Entry.model_validate(fields)
+    except ValidationError as error:
+        told = [_told(each["loc"], dict(each), "") for each in error.errors()]
+        flags = [Problem(f"--{each.key.replace('_', '-')}", each.message) for each in told]
+        raise ConfigError("stepladder keys new", flags) from None
 
 
 def revoke_key(path: Path, which: str, *, now: float) -> Entry:
