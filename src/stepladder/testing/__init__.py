@@ -13,3 +13,5 @@ from stepladder.testing.fakes import make_view as make_view
 from stepladder.testing.fakes import no_forecast as no_forecast
 from stepladder.testing.policies import check_policy as check_policy
 from stepladder.testing.predictors import check_predictor as check_predictor
+from stepladder.testing.stores import check_store as check_store
+from stepladder.testing.stores import make_trace as make_trace
