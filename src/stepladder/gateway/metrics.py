@@ -268,13 +268,16 @@ _STAGE_DID = ("stage", "action")
 
 
 def outcome(trace: Trace) -> str:
-    """How a request ended: answered, refused (the request cannot be served), cancelled, or failed."""
+    """How a request ended: answered, refused (it cannot be served as it stands), cancelled (the caller left),
+    unavailable (no stage could take it now), or failed."""
     if trace.answer_index is not None:
         return "answered"
     if trace.fault is None:
         return "failed"
     if trace.fault.kind == "cancelled":
         return "cancelled"
+    if trace.fault.kind in ("rate_limit", "unavailable"):
+        return "unavailable"
     return "refused" if trace.fault.kind in _REFUSED else "failed"
 
 
