@@ -7,7 +7,7 @@ import logging
 import os
 import random
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -17,7 +17,7 @@ import aiohttp
 from stepladder.engines import wire
 from stepladder.engines.deadline import Deadline, timed_out
 from stepladder.engines.options import Options
-from stepladder.engines.sse import SSEParser
+from stepladder.engines.sse import Event, SSEParser
 from stepladder.tokens import usage_of
 from stepladder.types import Attempt, Delta, EngineEvent, Fault, Request, Usage
 
@@ -248,15 +248,7 @@ class _Call:
         )
 
     async def _chunks(self, response: aiohttp.ClientResponse) -> AsyncGenerator[Delta, None]:
-        drop_usage = self.target.ask_usage and not wire.wants_usage(self.request)
-        async with aclosing(self._payloads(response)) as payloads:
-            async for payload in payloads:
-                delta = self.reply.read_chunk(payload, self.elapsed)
-                if not (drop_usage and wire.is_usage_only(delta)):
-                    yield delta
-
-    async def _payloads(self, response: aiohttp.ClientResponse) -> AsyncGenerator[bytes, None]:
-        """The data of each event up to [DONE]. Raises WireError where the stream breaks off before its end."""
+        """The pieces up to [DONE]. Raises WireError where the stream breaks off before its end."""
         parser, ended = SSEParser(), False
         while not ended:
             piece = await self._piece(response)
@@ -265,15 +257,35 @@ class _Call:
                 events = parser.finish() if ended else parser.feed(piece)
             except ValueError as error:
                 raise wire.protocol_error(f"the server's stream cannot be read: {error}") from error
-            for event in events:
-                if event.data.strip() == DONE:
-                    await self._drain(response)
-                    return
-                if event.type == "error":
-                    raise wire.error_event(event.data)
-                yield event.data
+            deltas, end = self._read_events(events)
+            for delta in deltas[:-1]:
+                yield replace(delta, more=True)
+            if deltas:
+                yield deltas[-1]
+            if isinstance(end, wire.WireError):
+                raise end
+            if end:
+                await self._drain(response)
+                return
         if self.reply.finish_reason is None:
             raise wire.protocol_error("the server's stream ended before the answer did")
+
+    def _read_events(self, events: Sequence[Event]) -> tuple[list[Delta], wire.WireError | bool]:
+        """The pieces that these events hold, and what they come to: False where the stream goes on, True at [DONE]."""
+        hides = self.target.ask_usage and not wire.wants_usage(self.request)
+        deltas: list[Delta] = []
+        for event in events:
+            if event.data.strip() == DONE:
+                return deltas, True
+            if event.type == "error":
+                return deltas, wire.error_event(event.data)
+            try:
+                delta = self.reply.read_chunk(event.data, self.elapsed, hides_usage=hides)
+            except wire.WireError as error:
+                return deltas, error
+            if not (hides and wire.is_usage_only(delta)):
+                deltas.append(delta)
+        return deltas, False
 
     async def _drain(self, response: aiohttp.ClientResponse) -> None:
         try:

@@ -34,6 +34,12 @@ class SSEParser:
         """The events that this piece completes."""
         if not piece:
             return []
+        if self._is_between and piece.endswith(b"\n\n") and b"\r" not in piece:
+            parts = piece[:-2].split(b"\n\n")
+            if all(part.startswith(b"data: ") and b"\n" not in part for part in parts):
+                return [
+                    Event("", part[6:]) for part in parts
+                ]  # whole events of one line each: as all servers send them
         if self._skip_lf and piece.startswith(b"\n"):
             piece = piece[1:]
         self._skip_lf = False
@@ -45,6 +51,11 @@ class SSEParser:
         if self._size + len(self._rest) > MAX_EVENT_BYTES:
             raise ValueError(f"an event of more than {MAX_EVENT_BYTES} bytes")
         return events
+
+    @property
+    def _is_between(self) -> bool:
+        """True where the last event is over and nothing of the next has come."""
+        return not (self._first or self._skip_lf or self._rest or self._data or self._type)
 
     def finish(self) -> list[Event]:
         """What the stream's end completes: the standard drops an event without its blank line, servers send them."""

@@ -6,7 +6,7 @@ Nothing here does I/O. Written against the API as OpenAI, vLLM, SGLang, llama.cp
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -69,7 +69,7 @@ def body(request: Request, model: str, *, ask_usage: bool) -> bytes:
     if request.prompt is None:
         fields["messages"] = request.messages
     else:
-        fields["prompt"] = request.prompt
+        fields.setdefault("prompt", request.prompt)  # several prompts, or tokens, stand in the parameters as they came
     fields["model"] = model
     if ask_usage and is_stream(request):
         fields["stream_options"] = {**(fields.get("stream_options") or {}), "include_usage": True}
@@ -156,31 +156,44 @@ class Reply:
         if _counts_one_choice(reply):
             further = _further_tokens(choices, self.usage.output_tokens)
             self.usage = replace(self.usage, output_tokens=self.usage.output_tokens + further)
-        self._read_choice(_choice_zero(choices))
+        choice = _choice_zero(choices)
+        self._read_choice(choice, _logprobs(choice.get("logprobs")))
 
-    def read_chunk(self, data: bytes, seconds: float) -> Delta:
-        """Take one chunk of a stream, which came ``seconds`` after the start. Raises WireError."""
+    def read_chunk(self, data: bytes, seconds: float, *, hides_usage: bool = False) -> Delta:
+        """Take one chunk of a stream, which came ``seconds`` after the start. Raises WireError.
+
+        ``hides_usage``: the caller did not ask for the usage, so the chunk passed on holds no empty place for it.
+        """
         chunk = _object(data)
         _refuse_error(chunk)
         choices = chunk.get("choices")
         if not isinstance(choices, list):
             raise protocol_error("a chunk of the server's stream has no choices")
-        self.choices.update(_index(choice) for choice in choices)
+        self.choices.update([_index(choice) for choice in choices])
+        if "usage" in chunk or "timings" in chunk:
+            self._read_counts(chunk)
+        self.written += [_words(choice) for choice in choices if _shows_something(choice)]
+        if self.first_token_s is None and self.written:
+            self.first_token_s = seconds
+        choice = _choice_zero(choices)
+        told = tuple(_logprobs(choice["logprobs"])) if choice.get("logprobs") else ()
+        if hides_usage and "usage" in chunk and chunk["usage"] is None:
+            bare = {key: value for key, value in chunk.items() if key != "usage"}
+            return Delta(self._read_choice(choice, told), bare, logprobs=told)
+        return Delta(self._read_choice(choice, told), chunk, data, told)
+
+    def _read_counts(self, chunk: Mapping[str, Any]) -> None:
         self._read_usage(chunk)
         if _counts_one_choice(chunk):
             self.counts_alone.append(self.usage.output_tokens)
             self.usage = replace(self.usage, output_tokens=sum(self.counts_alone[-max(1, len(self.choices)) :]))
-        self.written.extend(_words(choice) for choice in choices if _shows_something(choice))
-        if self.first_token_s is None and self.written:
-            self.first_token_s = seconds
-        return Delta(self._read_choice(_choice_zero(choices)), chunk)
 
-    def _read_choice(self, choice: Mapping[str, Any]) -> str:
+    def _read_choice(self, choice: Mapping[str, Any], logprobs: Iterable[float]) -> str:
         text = _text(choice)
         if text:
             self.texts.append(text)
         self.finish_reason = choice.get("finish_reason") or self.finish_reason
-        self.logprobs.extend(_logprobs(choice.get("logprobs")))
+        self.logprobs.extend(logprobs)
         return text
 
     def _read_usage(self, reply: Mapping[str, Any]) -> None:
@@ -243,6 +256,8 @@ def _further_tokens(choices: list[Any], first_tokens: int) -> int:
 def _text(choice: Mapping[str, Any]) -> str:
     """The text of a whole reply's choice, or of a chunk's."""
     inner = choice.get("message", choice.get("delta"))
+    if isinstance(inner, dict) and type(inner.get("content")) is str:
+        return str(inner["content"])
     found = message_text(inner) if isinstance(inner, Mapping) else choice.get("text")
     return found if isinstance(found, str) else ""
 
@@ -253,7 +268,7 @@ def _shows_something(choice: Any) -> bool:
         return False
     delta = choice.get("delta")
     if isinstance(delta, dict):
-        return any(value for key, value in delta.items() if key != "role")
+        return bool(delta.get("content")) or any(value for key, value in delta.items() if key != "role")
     return bool(choice.get("text"))
 
 
@@ -262,6 +277,8 @@ def _words(choice: Mapping[str, Any]) -> str:
     delta = choice.get("delta")
     if not isinstance(delta, dict):
         return str(choice.get("text") or "")
+    if len(delta) == 1 and type(delta.get("content")) is str:  # nearly every chunk there is
+        return str(delta["content"])
     return "".join(_strings([value for key, value in delta.items() if key != "role"]))
 
 
