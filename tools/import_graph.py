@@ -28,7 +28,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "heart": ("router",),
     "parts": ("features", "predictors", "policies", "costs", "engines", "guard", "traces"),
     "speculation": ("decoding",),
-    "words": ("contracts", "held", "tokens", "types", "errors", "files", "version"),
+    "words": ("contracts", "held", "tokens", "types", "errors", "files", "patience", "version"),
 }
 WITHIN = {
     ("__main__", "cli"),  # python -m stepladder

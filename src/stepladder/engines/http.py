@@ -18,6 +18,7 @@ from stepladder.engines import wire
 from stepladder.engines.deadline import Deadline, timed_out
 from stepladder.engines.options import Options
 from stepladder.engines.sse import Event, SSEParser
+from stepladder.patience import Patience
 from stepladder.tokens import usage_of
 from stepladder.types import Attempt, Delta, EngineEvent, Fault, Request, Usage
 
@@ -161,6 +162,7 @@ class _Call:
         self.reply = wire.Reply(target.stage)
         self.was_cut = self.was_refused = self.was_unreached = False
         self.tries = 1
+        self.patience: Patience
         self.started = time.perf_counter()
 
     @property
@@ -197,6 +199,7 @@ class _Call:
         """The pieces of the answer; ``reply`` holds the whole. Raises WireError and aiohttp.ClientError."""
         response = await self._post()
         cut = self.deadline.at_end(lambda: self._cut(response))
+        self.patience = Patience(self.target.limits.idle_s, response.close)
         try:
             if response.status // 100 != 2:
                 self.was_refused = True
@@ -209,8 +212,14 @@ class _Call:
             async with aclosing(self._chunks(response)) as chunks:
                 async for delta in chunks:
                     yield delta
+        except aiohttp.ClientError as error:
+            if self.patience.is_over:
+                missing = f"no further piece of the reply of stage '{self.target.stage}'"
+                raise timed_out(missing, self.target.limits.idle_s, "idle_timeout_s") from error
+            raise
         finally:
             cut.cancel()
+            self.patience.cancel()
             response.close()  # cuts the connection, except where the body was read to its end: then it is kept
 
     def _cut(self, response: aiohttp.ClientResponse) -> None:
@@ -305,11 +314,14 @@ class _Call:
         return b"".join(pieces)
 
     async def _piece(self, response: aiohttp.ClientResponse) -> bytes:
-        async with self.deadline.within("no further piece of the reply", self.target.limits.idle_s, "idle_timeout_s"):
-            try:
-                return await response.content.readany()
-            except RuntimeError as error:  # what aiohttp says where the session was closed midway
-                raise aiohttp.ClientConnectionError(str(error)) from error
+        """The next bytes of the reply, none at its end. Its end of time comes by ``_cut`` or by the call's patience."""
+        self.patience.begin()
+        try:
+            return await response.content.readany()
+        except RuntimeError as error:  # what aiohttp says where the session was closed midway
+            raise aiohttp.ClientConnectionError(str(error)) from error
+        finally:
+            self.patience.end()
 
 
 def _expect_type(response: aiohttp.ClientResponse, wanted: str) -> None:

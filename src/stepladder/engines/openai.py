@@ -19,6 +19,8 @@ from stepladder.engines.wire import WireError
 from stepladder.errors import EngineError
 from stepladder.types import Attempt, Capability, EngineCost, EngineEvent, Request, Stage
 
+PROMPTS: frozenset[Capability] = frozenset({"prompts"})
+
 
 class OpenAIEngine:
     """Asks servers over HTTP, all stages through one pool of kept-alive connections.
@@ -55,8 +57,8 @@ class OpenAIEngine:
         self._closed = False
 
     def capabilities(self, stage: Stage) -> frozenset[Capability]:
-        """As configured: a server cannot be asked what it can do."""
-        return stage.capabilities
+        """As configured: a server cannot be asked what it can do. Several prompts in one call are part of the API."""
+        return stage.capabilities | PROMPTS
 
     def expected_cost(
         self, stage: Stage, prompt_tokens: int, output_tokens: int, draft: Attempt | None = None

@@ -12,7 +12,9 @@ from typing import Any, Protocol
 from starlette.types import Message, Send
 
 from stepladder.gateway.report import Headers
+from stepladder.gateway.watch import note_stalled
 from stepladder.gateway.wire import dumps
+from stepladder.patience import Patience
 from stepladder.types import RouterEvent
 
 log = logging.getLogger("stepladder.gateway")
@@ -63,27 +65,32 @@ class EventStream:
     write_idle_s: float = WRITE_IDLE_S
 
     async def __call__(self, send: Send) -> None:
+        loop = asyncio.get_running_loop()
+        limit = asyncio.timeout(None)
+        patience = Patience(self.write_idle_s, lambda: limit.reschedule(loop.time()))
         try:
-            async with aclosing(self.events), aclosing(self.frames):
-                headers = [*_EVENTS, *self.headers]
-                await self._send(send, {"type": "http.response.start", "status": 200, "headers": headers})
-                async for frame in self.frames:
-                    await self._send(send, {"type": "http.response.body", "body": frame, "more_body": True})
-            await self._send(send, {"type": "http.response.body", "body": b""})
-        except _ClientStalled:
-            # The reply stays unfinished, so the server closes the connection.
-            log.warning("a client took nothing of its stream for %g s and was given up", self.write_idle_s)
-
-    async def _send(self, send: Send, message: Message) -> None:
-        try:
-            async with asyncio.timeout(self.write_idle_s):
-                await send(message)
+            async with limit:
+                await self._send_all(send, patience)
         except TimeoutError:
-            raise _ClientStalled from None
+            if not patience.is_over:
+                raise
+            # The reply stays unfinished, so the server closes the connection.
+            note_stalled()
+            log.warning("a client took nothing of its stream for %g s and was given up", self.write_idle_s)
+        finally:
+            patience.cancel()
 
+    async def _send_all(self, send: Send, patience: Patience) -> None:
+        async def put(message: Message) -> None:
+            patience.begin()
+            await send(message)
+            patience.end()
 
-class _ClientStalled(Exception):  # noqa: N818 - never leaves this module
-    """The client stopped reading."""
+        async with aclosing(self.events), aclosing(self.frames):
+            await put({"type": "http.response.start", "status": 200, "headers": [*_EVENTS, *self.headers]})
+            async for frame in self.frames:
+                await put({"type": "http.response.body", "body": frame, "more_body": True})
+        await put({"type": "http.response.body", "body": b""})
 
 
 def json_reply(value: Any, headers: Headers = (), status: int = 200) -> Reply:
