@@ -239,7 +239,7 @@ def _check(fields: Mapping[str, Any]) -> None:
         Entry.model_validate(fields)
     except ValidationError as error:
         told = [_told(each["loc"], dict(each), "") for each in error.errors()]
-        flags = [Problem(f"--{each.key.replace('_', '-')}", each.message) for each in told]
+        flags = [Problem(f"--{each.key.replace('_', '-')}" if each.key else "limits", each.message) for each in told]
         raise ConfigError("stepladder keys new", flags) from None
 
 
