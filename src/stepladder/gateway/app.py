@@ -214,7 +214,7 @@ class Doors:
         except BaseException:  # re-raised: a stream that never began is still closed
             await events.aclose()
             raise
-        writer = ChunkWriter(request, opening, created=int(self.router.parts.clock()))
+        writer = ChunkWriter(request, opening, int(self.router.parts.clock()), self._baseline)
         if opening.answer is None:
             headers = call_headers(opening.decision_id, opening.step, opening.stage)
         else:

@@ -1,8 +1,10 @@
 """Router events → server-sent events in OpenAI's chunk shape.
 
-Of a final call every chunk is passed on as it comes. In a cascade nothing is sent before the policy stops; then the
-kept answer goes out whole, as chunks. The status is not settled before there is something to send, so a fault before
-the first byte is an ordinary error; after it, a fault is an error event, and the stream ends without ``[DONE]``.
+Of a final call every chunk is passed on as it comes, in the bytes that it came in wherever the model's name can be
+exchanged in them. In a cascade nothing is sent before the policy stops; then the kept answer goes out whole, as chunks,
+unless the request asked for another stream mode (``router.Router.stream``). The status is not settled before there is
+something to send, so a fault before the first byte is an ordinary error; after it, a fault is an error event, and the
+stream ends without ``[DONE]``.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ from stepladder.errors import AnswerError
 from stepladder.gateway.faults import answer_error_body, error_body, error_reply
 from stepladder.gateway.report import summary
 from stepladder.gateway.wire import completion_id, dumps, upstream_body, usage_body
-from stepladder.types import Answer, Call, Decided, Delta, Endpoint, Request, RouterEvent, Step
+from stepladder.held import is_preamble
+from stepladder.types import Answer, Attempt, Call, Decided, Delta, Endpoint, Request, RouterEvent, Step, Stop
 
 DONE = b"data: [DONE]\n\n"
 
@@ -42,12 +45,11 @@ async def opened(events: AsyncGenerator[RouterEvent, None]) -> Opening:
 
     Chunks that only announce a role are held back, so that a stage that fails right after them can still be replaced.
     """
+    openings: dict[str, Opening] = {}
     opening: Opening | None = None
     async for event in events:
         if isinstance(event, Decided):
-            action = event.step.decision.action
-            if isinstance(action, Call):
-                opening = Opening(event.trace_id, event.step, action.stage)
+            opening = _turned(event, openings) or opening
         elif opening is not None and isinstance(event, Delta):
             opening.deltas.append(event)
             if not is_preamble(event):
@@ -58,18 +60,13 @@ async def opened(events: AsyncGenerator[RouterEvent, None]) -> Opening:
     raise AssertionError("the router ends with an Answer or raises")
 
 
-def is_preamble(delta: Delta) -> bool:
-    """True for a chunk that says nothing yet: no text, no tool call, no end."""
-    if delta.text:
-        return False
-    choices = delta.raw.get("choices") if delta.raw is not None else None
-    return all(map(_is_silent, choices)) if isinstance(choices, list) else True
-
-
-def _is_silent(choice: Mapping[str, Any]) -> bool:
-    words = choice.get("delta") or {}
-    said = choice.get("text") or any(value for key, value in words.items() if key != "role")
-    return not said and choice.get("finish_reason") is None
+def _turned(event: Decided, openings: dict[str, Opening]) -> Opening | None:
+    """The opening of the stage that the decision turns to: the one called, or the one whose answer is kept."""
+    action = event.step.decision.action
+    if isinstance(action, Call):
+        openings[action.stage] = Opening(event.trace_id, event.step, action.stage)
+        return openings[action.stage]
+    return openings.get(action.attempt.stage) if isinstance(action, Stop) else None
 
 
 # ── the frames ───────────────────────────────────────────────────────────────
@@ -78,69 +75,99 @@ def _is_silent(choice: Mapping[str, Any]) -> bool:
 async def frames(
     opening: Opening, events: AsyncGenerator[RouterEvent, None], writer: ChunkWriter
 ) -> AsyncGenerator[bytes, None]:
-    """Everything from the first frame to ``[DONE]``, or to the error event that stands in its place."""
+    """Everything from the first frame to ``[DONE]``, or to the error event that stands in its place.
+
+    Frames of pieces that came together go out together.
+    """
     try:
         async with aclosing(_rest(opening, events, writer)) as rest:
             async for frame in rest:
                 yield frame
     except AnswerError as error:
-        yield sse(answer_error_body(error))
+        yield writer.waiting + sse(answer_error_body(error))
     except Exception as error:  # noqa: BLE001 - the status is sent: only an event can still tell the client
-        yield b"data: " + error_reply(error).body + b"\n\n"
+        yield writer.waiting + b"data: " + error_reply(error).body + b"\n\n"
 
 
 async def _rest(
     opening: Opening, events: AsyncGenerator[RouterEvent, None], writer: ChunkWriter
 ) -> AsyncGenerator[bytes, None]:
     if opening.answer is not None:
-        for frame in writer.whole(opening.answer):
-            yield frame
+        yield b"".join(writer.whole(opening.answer))
         return
-    for delta in opening.deltas:
-        for frame in writer.relay(delta):
-            yield frame
+    writer.waiting = b"".join(map(writer.relay, opening.deltas))
+    if not opening.deltas[-1].more:
+        yield writer.taken()
     async for event in events:
-        if isinstance(event, Decided) and isinstance(event.step.decision.action, Call):
-            yield sse(error_body(f"stage '{opening.stage}' broke off after its answer had begun", "upstream_error"))
+        if isinstance(event, Delta):
+            writer.waiting += writer.relay(event)
+            if event.more:
+                continue
+        elif isinstance(event, Decided) and not writer.follows(event):
+            told = f"stage '{opening.stage}' broke off after its answer had begun"
+            yield writer.taken() + sse(error_body(told, "upstream_error"))
             return
-        for frame in writer.frames(event):
-            yield frame
+        else:
+            writer.waiting += b"".join(writer.end(event))
+        if writer.waiting:
+            yield writer.taken()
 
 
 class ChunkWriter:
-    """Writes one answer's chunks, and remembers what later ones must agree with: id, time, what was said already."""
+    """Writes one answer's chunks, and remembers what later ones must agree with: id, time, what was said already.
 
-    __slots__ = ("_created", "_ended", "_endpoint", "_id", "_raw", "_spoke", "_stage", "_usage_sent", "_wants_usage")
+    ``waiting`` are frames that will go out with the next. ``against`` is the stage that savings are told against.
+    """
 
-    def __init__(self, request: Request, opening: Opening, created: int) -> None:
+    def __init__(self, request: Request, opening: Opening, created: int, against: str | None = None) -> None:
+        self.waiting = b""
         self._endpoint: Endpoint = request.endpoint
-        self._stage = opening.stage if opening.answer is None else opening.answer.stage
-        self._id = completion_id(request.endpoint, opening.decision_id)
+        self._decision_id = opening.decision_id
         self._created = created
+        self._against = against
+        self._tells = request.dials.explain or request.dials.report
+        self._may_restart = request.dials.stream_mode == "restart"
         self._wants_usage = bool((request.params.get("stream_options") or {}).get("include_usage"))
+        self._last: Attempt | None = None
+        self._turn: Step | None = None
+        self._begin(opening.stage if opening.answer is None else opening.answer.stage)
+
+    def _begin(self, stage: str) -> None:
+        """An answer begins."""
+        self._stage = stage
+        self._name = orjson.dumps(stage)
+        self._id = completion_id(self._endpoint, self._decision_id)
         self._spoke = self._ended = self._raw = self._usage_sent = False
 
-    def frames(self, event: RouterEvent) -> Iterator[bytes]:
-        """The frames that an event of the router leads to."""
-        if isinstance(event, Delta):
-            return self.relay(event)
-        return self.end(event) if isinstance(event, Answer) else iter(())
+    def taken(self) -> bytes:
+        """The frames that were waiting, which go out now."""
+        waiting, self.waiting = self.waiting, b""
+        return waiting
 
-    def relay(self, delta: Delta) -> Iterator[bytes]:
-        """The frame for one piece of an answer, none for a usage chunk that nobody asked for."""
-        if delta.raw is None:
-            yield self._said(delta.text)
-            return
+    def follows(self, event: Decided) -> bool:
+        """Note where a decision turns to another answer than the one under way; False where it may not."""
+        action = event.step.decision.action
+        if isinstance(action, Call) or (isinstance(action, Stop) and action.attempt is not self._last):
+            self._turn = event.step
+        return self._turn is None or self._may_restart
+
+    def relay(self, delta: Delta) -> bytes:
+        """The frame for one piece of an answer, nothing for a usage chunk that nobody asked for."""
+        restart = b"" if self._turn is None else self._restart()
         raw = delta.raw
+        if raw is None:
+            return restart + self._said(delta.text)
         choices = raw.get("choices")
-        self._adopt(raw)
+        if not self._raw:
+            self._adopt(raw)
         if choices:
             self._ended = self._ended or any(choice.get("finish_reason") for choice in choices)
         elif raw.get("usage"):
             if not self._wants_usage:
-                return
+                return restart
             self._usage_sent = True
-        yield sse({**raw, "model": self._stage})
+        same = None if delta.data is None else with_model(delta.data, raw.get("model"), self._name)
+        return restart + (sse({**raw, "model": self._stage}) if same is None else b"data: " + same + b"\n\n")
 
     def whole(self, answer: Answer) -> Iterator[bytes]:
         """A finished answer as chunks."""
@@ -153,10 +180,21 @@ class ChunkWriter:
                 yield self._chunk([self._opened_choice(choice)])
                 yield self._chunk([self._closed_choice(choice.get("index", 0), choice.get("finish_reason") or "stop")])
             self._ended = True
-        yield from self.end(answer)
+        yield from self._close(answer)
 
-    def end(self, answer: Answer) -> Iterator[bytes]:
-        """What follows the last word: the finish, the usage and the explanation where they are due, and [DONE]."""
+    def end(self, event: RouterEvent) -> Iterator[bytes]:
+        """What follows the last word, once the answer is there; nothing for what comes before it."""
+        if isinstance(event, Attempt):
+            self._last = event
+        elif isinstance(event, Answer):
+            if self._turn is None:
+                yield from self._close(event)
+            else:  # it turned to an answer that came in one piece
+                yield self._restart()
+                yield from self.whole(event)
+
+    def _close(self, answer: Answer) -> Iterator[bytes]:
+        """The finish, the usage and the account where they are due, and [DONE]."""
         attempt = answer.attempt
         finish = attempt.finish_reason or (None if self._raw else "stop")
         if finish is not None and not self._ended:
@@ -164,9 +202,21 @@ class ChunkWriter:
         if self._wants_usage and not self._usage_sent:
             usage = (attempt.raw or {}).get("usage") or usage_body(attempt.usage)
             yield self._chunk([], usage=usage)
-        if answer.trace.request.dials.explain:
-            yield self._chunk([], stepladder=summary(answer))
+        if self._tells:
+            yield self._chunk([], stepladder=summary(answer, self._against))
         yield DONE
+
+    def _restart(self) -> bytes:
+        """Tells the client to drop what it has: the next chunks are those of another answer."""
+        step, self._turn = self._turn, None
+        action = None if step is None else step.decision.action
+        before = self._stage
+        if isinstance(action, Call):
+            self._begin(action.stage)
+        elif isinstance(action, Stop):
+            self._begin(action.attempt.stage)
+        told = {"dropped": before, "stage": self._stage, "reason": "" if step is None else step.decision.reason}
+        return self._chunk([], stepladder={"decision_id": self._decision_id, "restart": told})
 
     def _said(self, text: str) -> bytes:
         if self._endpoint == "completion":
@@ -190,7 +240,8 @@ class ChunkWriter:
     def _chunk(self, choices: list[dict[str, Any]], **more: Any) -> bytes:
         kind = "chat.completion.chunk" if self._endpoint == "chat" else "text_completion"
         head = {"id": self._id, "object": kind, "created": self._created, "model": self._stage}
-        return sse({**head, "choices": choices, **more})
+        usage = {"usage": None} if self._wants_usage else {}  # as OpenAI has it on every chunk but the one that tells
+        return sse({**head, "choices": choices, **usage, **more})
 
     def _adopt(self, raw: Mapping[str, Any]) -> None:
         """The first upstream id and time hold for the chunks that are written here."""
@@ -198,6 +249,25 @@ class ChunkWriter:
             self._raw = True
             self._id = raw.get("id") or self._id
             self._created = raw.get("created") or self._created
+
+
+def with_model(data: bytes, model: Any, name: bytes) -> bytes | None:
+    """The bytes of a chunk whose top-level ``model`` is ``model``, with ``name`` (JSON) in its place.
+
+    None where the bytes do not show beyond doubt which those are, or do not fit on one line. A key is spelled as it is
+    unless letters of it stand by their numbers, and those of *model* all begin with 006. So the chunk's own key is
+    among the places where it is spelled, and where there is one place, that is it.
+    """
+    at = data.find(b'"model"')
+    if at < 0 or not isinstance(model, str) or data.find(b'"model"', at + 7) >= 0:
+        return None
+    if b"\\u006" in data or b"\n" in data or b"\r" in data:
+        return None
+    begin = data.find(b'"', at + 7)
+    end = begin + 1 + len(old := model.encode())
+    if data[at + 7 : begin].strip() != b":" or data[begin + 1 : end + 1] != old + b'"':
+        return None
+    return data[:begin] + name + data[end + 1 :]
 
 
 def _as_delta(message: Mapping[str, Any]) -> dict[str, Any]:
