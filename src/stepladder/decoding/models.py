@@ -10,8 +10,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from stepladder.decoding import attention
+from stepladder.decoding.arithmetic import Places
 from stepladder.decoding.attention import Layout, Masked, Packed, Span
 from stepladder.decoding.cache import KeyValueCache
+from stepladder.decoding.fused import Fused, arithmetic_for, why_not
+from stepladder.decoding.graphs import ROWS, WIDTHS, Captured, Graphs, above, reach_for
 from stepladder.errors import EngineError
 
 if TYPE_CHECKING:
@@ -19,6 +22,12 @@ if TYPE_CHECKING:
 
 CHUNK = 512
 """Tokens of one row that are fed in one pass, unless told otherwise."""
+
+FEW = 8
+"""Tokens that a row has missed and reads in its next narrow pass; more of them, and all of a prompt, are packed."""
+
+WIDEST = WIDTHS[-1] - FEW
+"""Wanted tokens of a narrow pass."""
 
 PROBE = 8
 """Tokens by which a model of an untried family is compared with itself."""
@@ -53,6 +62,10 @@ class LanguageModel:
     ``vocab`` is the width of the logits that are given out; ``limit_vocab`` narrows it. Not safe for more than one
     thread at a time. Logits are float32, or float64 for a model of that kind.
 
+    ``narrow``: passes of a few tokens a row run as rectangles (``masked``), with fused layers where the family has them
+    and out of CUDA graphs where there are any; None: on a GPU. ``told`` says which of the two it came to, and why not
+    the other. Whatever is wanted of a feed is then computed there, and only what is read before it in packed passes.
+
     Raises EngineError where the model is of a kind whose past cannot be rolled back by position (see ``shape_of``).
     """
 
@@ -64,6 +77,7 @@ class LanguageModel:
         context: int | None = None,
         slots: int = 8,
         chunk: int = CHUNK,
+        narrow: bool | None = None,
     ) -> None:
         attention.register()
         self.name = name
@@ -90,6 +104,30 @@ class LanguageModel:
         self._chunk = chunk
         self._lengths: list[int | None] = [None] * slots
         self._lead_attention()
+        self._fused: Fused | None = None
+        self._unfused: str | None = "the passes of this device are packed"
+        self._graphs: Graphs | None = None
+        if narrow or (narrow is None and self.device.type == "cuda"):
+            self._graphs = Graphs(self.device, name)
+            self._fuse()
+
+    def _fuse(self) -> None:
+        """Take fused layers where there are any for this model and device."""
+        self._unfused = why_not(self.model)
+        if self._unfused is not None:
+            return
+        arithmetic = arithmetic_for(self.device, self.dtype, self.context)
+        if isinstance(arithmetic, str):
+            self._unfused = arithmetic
+        else:
+            self._fused = Fused(self.model, self.cache, arithmetic)
+
+    @property
+    def told(self) -> str:
+        """How passes of a few tokens run: with fused layers or stock ones, with graphs or without, and why."""
+        layers = "fused layers" if self._unfused is None else f"stock layers ({self._unfused})"
+        reason = None if self._graphs is None else self._graphs.reason
+        return layers if self._graphs is None else f"{layers}, {'CUDA graphs' if reason is None else reason}"
 
     def _lead_attention(self) -> None:
         """Have the model call ``attention.attend``."""
@@ -137,6 +175,77 @@ class LanguageModel:
         self._check(feeds)
         for feed in feeds:
             self._lengths[feed.slot] = feed.start
+        logits = self._packed(feeds) if self._graphs is None else self._split(feeds)
+        self.wait()
+        return logits
+
+    def wait(self) -> None:
+        """Until the device is done: who times a pass times that."""
+        if self.device.type == "cuda":
+            torch.cuda.current_stream(self.device).synchronize()
+
+    def warm(self, rows: Sequence[int] = ROWS[:1], widths: Sequence[int] = WIDTHS, length: int = 1) -> None:
+        """Capture the graphs of these shapes for rows up to a length, that no answer waits for them."""
+        if self._graphs is not None:
+            for count in rows:
+                for width in widths:
+                    self._rectangle(count, width, reach_for(length, self.context))
+
+    def _split(self, feeds: Sequence[Feed]) -> list[torch.Tensor]:
+        """Packed passes for what is read before the wanted tokens, then one rectangle for those."""
+        cuts = [_cut(feed) for feed in feeds]
+        begun = [
+            (index, Feed(feed.slot, feed.start, feed.tokens[:cut], feed.want if cut == len(feed.tokens) else 0))
+            for index, (feed, cut) in enumerate(zip(feeds, cuts, strict=True))
+            if cut
+        ]
+        ended = [
+            (index, Feed(feed.slot, feed.start + cut, feed.tokens[cut:], feed.want))
+            for index, (feed, cut) in enumerate(zip(feeds, cuts, strict=True))
+            if cut < len(feed.tokens)
+        ]
+        found: dict[int, torch.Tensor] = {}
+        for parts, read in ((begun, self._packed), (ended, self._narrow)):
+            if parts:
+                logits = read([feed for _, feed in parts])
+                found.update(zip((index for index, _ in parts), logits, strict=True))
+        return [found[index] for index in range(len(feeds))]
+
+    @torch.inference_mode()
+    def _narrow(self, feeds: Sequence[Feed]) -> list[torch.Tensor]:
+        """One rectangle, padded to a shape that there are graphs for."""
+        counts = [len(feed.tokens) for feed in feeds]
+        rows, columns = above(len(feeds), ROWS), above(max(counts), WIDTHS)
+        empty = [0] * (rows - len(feeds))
+        numbers = [token for feed in feeds for token in (*feed.tokens, *[0] * (columns - len(feed.tokens)))]
+        numbers += [*empty * columns, *(feed.slot for feed in feeds), *empty]
+        numbers += [*(feed.start for feed in feeds), *empty, *counts, *empty]
+        end = max(feed.start + count for feed, count in zip(feeds, counts, strict=True))
+        rectangle = self._rectangle(rows, columns, reach_for(end, self.context))
+        rectangle.fill(0, numbers)
+        logits = rectangle.run()
+        for feed, count in zip(feeds, counts, strict=True):
+            self._lengths[feed.slot] = feed.start + count
+        return [
+            logits[row, count - feed.want : count].clone()
+            for row, (feed, count) in enumerate(zip(feeds, counts, strict=True))
+        ]
+
+    def _rectangle(self, rows: int, columns: int, reach: int) -> Captured:
+        assert self._graphs is not None  # noqa: S101 - asked only where there are any
+        size = rows * (columns + 3)
+
+        def compute(numbers: torch.Tensor) -> torch.Tensor:
+            tokens, slots, starts, widths = torch.split(numbers, [rows * columns, rows, rows, rows])
+            return self.masked(tokens.view(rows, columns), slots, starts, widths, reach=reach)
+
+        return self._graphs.get(
+            (rows, columns, reach, self.vocab),
+            compute,
+            lambda: [torch.zeros(size, dtype=torch.int64, device=self.device)],
+        )
+
+    def _packed(self, feeds: Sequence[Feed]) -> list[torch.Tensor]:
         wanted: list[list[torch.Tensor]] = [[] for _ in feeds]
         for step in _passes(feeds, self._chunk):
             for index, logits in self._pass(feeds, step):
@@ -160,6 +269,8 @@ class LanguageModel:
         on the model's device; ``reach`` is at least every start + width. Gives logits (rows, width, vocab), of which
         those of padding mean nothing. Nothing is checked, and lengths are the caller's to tell with ``wrote``.
         """
+        if self._fused is not None:
+            return self._fused.logits(tokens, Places(slots, starts, widths, tokens.shape[1], reach), self.vocab)
         columns = torch.arange(tokens.shape[1], device=tokens.device)
         positions = starts[:, None] + columns
         real = columns < widths[:, None]
@@ -321,6 +432,17 @@ def _window(config: PreTrainedConfig) -> int | None:
         return None
     window: int | None = getattr(config, "sliding_window", None)
     return window
+
+
+def _cut(feed: Feed) -> int:
+    """How many of a feed's tokens are read in packed passes: what stands before the wanted ones, but for a few.
+
+    It must not depend on how many are wanted, so that a prompt is read alike whether drafts stand behind it or not.
+    """
+    if feed.want > WIDEST:
+        return len(feed.tokens)
+    before = len(feed.tokens) - feed.want
+    return before if feed.start == 0 or before > FEW else 0
 
 
 def _passes(feeds: Sequence[Feed], chunk: int) -> list[list[tuple[int, int, int]]]:

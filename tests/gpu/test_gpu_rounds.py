@@ -1,0 +1,267 @@
+"""What chains write on a GPU: greedy answers token by token against plain decoding, sampled ones against exact laws."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from stepladder.decoding.batch import Batch, Job
+from stepladder.decoding.chain import ModelDrafter, NgramDrafter, Run, Verifier
+from stepladder.decoding.decode import decode
+from stepladder.decoding.laws import Sampling
+from stepladder.decoding.models import LanguageModel
+from stepladder.decoding.oracle import SeededOracle
+from stepladder.decoding.rounds import DRAFTER, TARGET, Rounds
+from stepladder.decoding.sequence import Sequence as Answer
+from tiny_models import tiny_network
+
+pytestmark = pytest.mark.gpu
+
+VOCABULARY, PROMPT = 32, [3, 1, 4, 1, 5]
+
+
+def family(
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    slots: int = 8,
+    context: int = 256,
+    noise: float = 0.02,
+    **settings: Any,
+) -> list[Any]:
+    """Three models that agree somewhat: the lower ones are the top one with noise on its weights."""
+    found = []
+    for stage, share in enumerate((1.0, 0.5, 0.0)):
+        network = tiny_network(
+            dtype=torch.float32, seed=5, vocab=VOCABULARY, sharpness=2.0, context=context, **settings
+        )
+        made = torch.Generator().manual_seed(stage)
+        with torch.no_grad():
+            for weights in network.parameters():
+                weights.add_(torch.randn(weights.shape, generator=made), alpha=noise * share)
+        network = network.to(device, dtype)
+        found.append(LanguageModel(network, name=f"m{stage}", context=context, slots=slots, narrow=True))
+    return found
+
+
+@pytest.fixture(params=["float32", "bfloat16"])
+def dtype(request: pytest.FixtureRequest, device: torch.device) -> torch.dtype:
+    """On a processor in float64: there the order of sums follows the width, and near ties would be told apart by it."""
+    return getattr(torch, request.param) if device.type == "cuda" else torch.float64
+
+
+@pytest.fixture
+def models(device: torch.device, dtype: torch.dtype) -> list[Any]:
+    """Larger on a GPU, where products are cut in parts and rows in chunks."""
+    if device.type == "cuda":
+        return family(device, dtype, hidden=512, heads=8, layers=2, noise=0.003)
+    return family(device, dtype, layers=1)
+
+
+def prompts(count: int) -> list[list[int]]:
+    chance = random.Random(3)
+    return [[chance.randrange(VOCABULARY) for _ in range(chance.randint(1, 60))] for _ in range(count)]
+
+
+# ── greedy ───────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("at_once", [1, 3, 8])
+def test_greedy_rounds_write_what_plain_decoding_writes(models, at_once):
+    """Token by token, with drafts of every length, changing from round to round: no tie is excused."""
+    drafter, _, target = models
+    rounds, chance = Rounds(target, drafter, sampling=Sampling(0.0)), random.Random(0)
+    asked, kept, drafted = prompts(8), 0, 0
+    for start in range(0, 8, at_once):
+        plain = [rounds.open(prompt) for prompt in asked[start : start + at_once]]
+        for answer in plain:
+            while len(answer.tokens) < answer.prompt + 64:
+                rounds.round([answer], 0)
+            rounds.close(answer)
+        answers = [rounds.open(prompt) for prompt in asked[start : start + at_once]]
+        while min(len(answer.tokens) - answer.prompt for answer in answers) < 64:
+            length = chance.choice([0, 1, 2, 4, 8])
+            wrote = rounds.round(answers, length)
+            kept, drafted = kept + sum(each.accepted for each in wrote), drafted + length * len(wrote)
+        for one, other in zip(answers, plain, strict=True):
+            assert one.tokens[: one.prompt + 64] == other.tokens
+            rounds.close(one)
+    assert 0.05 < kept / drafted < 0.95
+
+
+@pytest.mark.parametrize("way", ["two", "three", "ngram"])
+def test_greedy_chains_of_the_batch_write_what_plain_decoding_writes(models, way):
+    """The same through the loop that serves, where rows share passes and widths differ."""
+    made: dict[str, Callable[[], Verifier]] = {
+        "plain": lambda: Verifier(2),
+        "two": lambda: Verifier(2, ModelDrafter(0), length=4),
+        "three": lambda: Verifier(2, Verifier(1, ModelDrafter(0), length=2), length=5),
+        "ngram": lambda: Verifier(2, NgramDrafter(longest=2, shortest=1, extra=list(range(VOCABULARY)) * 2), length=6),
+    }
+    told = {name: written(models, made[name], prompts(12)) for name in ("plain", way)}
+    assert told[way] == told["plain"]
+
+
+def written(
+    models: list[Any], chain: Callable[[], Verifier], asked: list[list[int]], most: int = 48
+) -> list[list[int]]:
+    """Greedy answers, six at a time."""
+    batch, waiting, answers = Batch(models, timer=time.perf_counter), list(asked)[::-1], []
+    while waiting or batch.jobs:
+        while waiting and len(batch.jobs) < 6:
+            answer, verifier = Answer(list(waiting.pop())), chain()
+            answers.append(answer)
+            run = Run(answer, Sampling(0.0), SeededOracle(0))
+            batch.add(Job(decode(run, lambda verifier=verifier: verifier, most, lambda _: False), answer))
+        for job in batch.step():
+            assert job.error is None
+    return [answer.tokens for answer in answers]
+
+
+# ── sampled ──────────────────────────────────────────────────────────────────
+
+MOST, ROWS, LEVEL = 4, 64, 1e-3
+
+
+@pytest.mark.parametrize("sampling", [Sampling(1.0), Sampling(0.8, top_k=20, top_p=0.95)], ids=["whole", "cut"])
+@pytest.mark.parametrize("length", [0, 1, 3])
+def test_sampled_rounds_follow_the_law(device, sampling, length):
+    found = p_values(device, sampling, length, random.Random(length).random, 6400)
+    assert min(found.values()) > LEVEL / (6 * len(found)), found
+
+
+def test_chance_that_is_used_twice_is_seen(device):
+    """The negative control: verdicts that hang together with the drafts that they judge."""
+
+    def doubled() -> Iterator[float]:
+        chance = random.Random(1)
+        while True:
+            drawn = [chance.random() for _ in range(3)]
+            yield from (*drawn, *drawn, chance.random())
+
+    assert min(p_values(device, Sampling(1.0), 3, doubled().__next__, 6400).values()) < LEVEL / 100
+
+
+def p_values(
+    device: torch.device, sampling: Sampling, length: int, chance: Callable[[], float], count: int
+) -> dict[str, float]:
+    """Of each hypothesis that must hold, how likely data as far off are."""
+    kind = torch.float32 if device.type == "cuda" else torch.float64
+    drafter, _, target = family(device, kind, slots=ROWS, context=32, layers=1, hidden=16, noise=0.05)
+    rounds = Rounds(target, drafter, sampling=sampling)
+    answers, told = [rounds.open(PROMPT) for _ in range(ROWS)], []
+    kept = drafted = 0
+    while len(told) < count:
+        for answer in answers:
+            answer.truncate(len(PROMPT))
+            answer.read.update({TARGET: len(PROMPT) - 1, DRAFTER: len(PROMPT) - 1})
+        while min(len(answer.tokens) for answer in answers) < len(PROMPT) + MOST:
+            wrote = rounds.round(answers, length, chance)
+            kept, drafted = kept + sum(each.accepted for each in wrote), drafted + length * ROWS
+        told += [answer.tokens[len(PROMPT) : len(PROMPT) + MOST] for answer in answers]
+    assert length == 0 or 0.05 < kept / drafted < 0.95
+    wrote = np.array(told)
+    network = target.model.double()
+    found = {}
+    for place in range(MOST):
+        law = laws(network, sampling, np.hstack([np.tile(PROMPT, (len(wrote), 1)), wrote[:, :place]]), device)
+        found[f"token {place} given those before"] = uniform_p(law, wrote[:, place])
+        seen = np.bincount(wrote[:, place], minlength=VOCABULARY)
+        found[f"token {place}"] = fit(seen, law.sum(0)) if place == 0 else 1.0
+    return found
+
+
+def laws(network: Any, sampling: Sampling, rows: np.ndarray, device: torch.device) -> np.ndarray:
+    """The exact laws behind rows of equal length, computed without a cache."""
+    with torch.inference_mode():
+        network.set_attn_implementation("eager")
+        logits = network(input_ids=torch.tensor(rows, device=device), use_cache=False).logits[:, -1]
+        return np.stack([law.weights.cpu().double().numpy() for law in sampling.laws(logits)])
+
+
+def uniform_p(law: np.ndarray, tokens: np.ndarray, bins: int = 24) -> float:
+    """Where each token lies in its own law: even over [0, 1) if exact."""
+    each, ends = np.arange(len(tokens)), law.cumsum(1)
+    high = ends[each, tokens]
+    low = high - law[each, tokens]
+    within = low + (high - low) * np.random.default_rng(0).random(len(tokens))
+    counts = np.bincount(np.minimum((within * bins).astype(int), bins - 1), minlength=bins)
+    return float(stats.chisquare(counts).pvalue)
+
+
+def fit(seen: np.ndarray, expected: np.ndarray) -> float:
+    """Chi-square with rare cells joined."""
+    rare = expected < 5
+    joined = [np.append(part[~rare], part[rare].sum()) for part in (seen, expected)]
+    keep = joined[1] > 0
+    assert joined[0][~keep].sum() == 0, "a token of no weight was drawn"
+    return float(stats.chisquare(joined[0][keep], joined[1][keep] * joined[0].sum() / joined[1].sum()).pvalue)
+
+
+# ── how it runs ──────────────────────────────────────────────────────────────
+
+
+def test_a_round_is_one_launch_and_one_wait(gpu):
+    """Nothing but the wait at a round's end makes the host wait: CUDA would raise."""
+    drafter, _, target = family(gpu, torch.bfloat16)
+    rounds, chance = Rounds(target, drafter, sampling=Sampling(1.0)), random.Random(0).random
+    answers = [rounds.open(PROMPT) for _ in range(3)]
+    rounds.round(answers, 4, chance)
+    waits = rounds.waits
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(5):
+            rounds.round(answers, 4, chance)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert rounds.waits == waits + 5
+    assert rounds.reason is None
+
+
+def test_replayed_rounds_write_what_rounds_without_graphs_write(gpu):
+    written = []
+    for captures in (True, False):
+        drafter, _, target = family(gpu, torch.bfloat16)
+        rounds, chance = Rounds(target, drafter, sampling=Sampling(1.0)), random.Random(0).random
+        rounds._graphs._captures = captures
+        answers = [rounds.open(prompt) for prompt in prompts(5)]
+        for length in (3, 0, 5, 3, 1, 5):
+            rounds.round(answers, length, chance)
+        written.append([answer.tokens for answer in answers])
+    assert written[0] == written[1]
+
+
+@pytest.mark.parametrize("kind", ["float32", "bfloat16"])
+def test_the_engine_answers_alike_with_chains_and_without(gpu, kind):
+    """End to end, from GGUF files: nano with every chain, greedy, on the GPU."""
+    pytest.importorskip("gguf", reason="GGUF files need the package gguf")
+    pytest.importorskip("pydantic", reason="the engine's settings need pydantic")
+    from torch_fakes import ask, attempt, nano, running
+
+    texts = ["What is 12 + 7?", "Sort: pear fig apple", "Reverse the word ladder", "Is 17 prime?"]
+
+    async def told(**options: Any) -> list[str]:
+        common = {"device": "cuda", "dtype": kind}
+        stages = [nano(name, **common) for name in ("small", "medium")]
+        top = nano("large", **common, **options)
+        async with running(*stages, top, trial_s=0.3) as engine:
+            attempts = await asyncio.gather(*(attempt(engine, top, ask(text, max_tokens=40)) for text in texts))
+        assert [each.fault for each in attempts] == [None] * len(texts)
+        return [each.text for each in attempts]
+
+    plain = asyncio.run(told(speculation="off"))
+    for options in (
+        {"speculation": ["small"], "draft_length": 4},
+        {"speculation": ["small", "medium"], "draft_length": 3},
+        {"speculation": ["ngram"], "draft_length": 4},
+        {},
+    ):
+        assert asyncio.run(told(**options)) == plain
