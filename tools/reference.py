@@ -99,10 +99,17 @@ def cli_page() -> str:
     lines = [NOTE, "# Command line\n", "Exit codes: 0 done, 1 failed, 2 asked wrongly.\n"]
     lines += ["```text", cli.make_parser().format_help().rstrip(), "```\n"]
     for verb in cli.VERBS:
-        parser = cli.make_parser([verb])
-        actions = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
-        lines += [f"## {verb}\n", "```text", actions[0].choices[verb].format_help().rstrip(), "```\n"]
+        parser = below(cli.make_parser([verb]))[verb]
+        lines += [f"## {verb}\n", "```text", parser.format_help().rstrip(), "```\n"]
+        for action in below(parser).values():
+            lines += ["```text", action.format_help().rstrip(), "```\n"]
     return "\n".join(lines)
+
+
+def below(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    """The parsers of a parser's commands, by name."""
+    actions = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    return actions[0].choices if actions else {}
 
 
 def main() -> int:

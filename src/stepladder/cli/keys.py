@@ -13,15 +13,27 @@ from typing import Any
 from stepladder.errors import UsageError
 from stepladder.gateway.keys import Entry, add_key, moment, read_keys, revoke_key
 
+ACTIONS = {
+    "new": "make a key, write down its hash and show it once",
+    "list": "show the keys that there are and what each allows",
+    "revoke": "end a key",
+}
 LIMITS = ("lambda_min", "lambda_max", "stages", "modes", "max_cost", "budget", "rate", "concurrent", "admin")
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("action", choices=("new", "list", "revoke"), help="make a key and show it once; show; end one")
-    parser.add_argument("which", nargs="?", metavar="NAME", help="revoke: the key's name or id")
-    parser.add_argument("--keys", type=Path, default=Path("keys.toml"), help="the file (default: keys.toml)")
-    new = parser.add_argument_group("new")
-    new.add_argument("--name", help="what traces and logs call whoever holds the key")
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    for name, told in ACTIONS.items():
+        action = actions.add_parser(name, help=told, description=f"{told[0].upper()}{told[1:]}.", allow_abbrev=False)
+        action.add_argument("--keys", type=Path, default=Path("keys.toml"), help="the file (default: keys.toml)")
+        if name == "new":
+            _limits(action)
+        elif name == "revoke":
+            action.add_argument("which", metavar="NAME", help="the key's name or id")
+
+
+def _limits(new: argparse.ArgumentParser) -> None:
+    new.add_argument("--name", required=True, help="what traces and logs call whoever holds the key")
     new.add_argument("--lambda-min", type=float, metavar="λ", help="no λ below this may be asked for")
     new.add_argument("--lambda-max", type=float, metavar="λ", help="no λ above this may be asked for")
     new.add_argument("--stages", metavar="A,B", help="only these stages answer (default: all)")
@@ -37,17 +49,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    stray = [name for name in ("name", "expires", *LIMITS) if getattr(args, name) is not None]
-    if args.action != "new" and stray:
-        raise UsageError(f"--{stray[0].replace('_', '-')} is for 'keys new'; '{args.action}' takes no limits")
-    if args.action != "revoke" and args.which is not None:
-        raise UsageError(f"'keys {args.action}' takes no name by itself; got '{args.which}' (new: --name NAME)")
     return {"new": _new, "list": _list, "revoke": _revoke}[args.action](args)
 
 
 def _new(args: argparse.Namespace) -> int:
-    if args.name is None:
-        raise UsageError("--name is missing: what traces and logs will call whoever holds the key")
     limits: dict[str, Any] = {name: getattr(args, name) for name in LIMITS}
     for name in ("stages", "modes"):
         limits[name] = None if limits[name] is None else _words(limits[name])
@@ -84,10 +89,6 @@ def _shown(value: Any) -> str:
 
 
 def _revoke(args: argparse.Namespace) -> int:
-    if args.which is None:
-        raise UsageError(
-            "whose key? give its name or id: stepladder keys revoke NAME ('stepladder keys list' shows them)"
-        )
     entry = revoke_key(args.keys, args.which, now=time.time())
     sys.stdout.write(f"the key of '{entry.name}' ({entry.id}) is revoked; a running gateway knows within a second\n")
     return 0
