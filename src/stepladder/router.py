@@ -345,7 +345,8 @@ class Router:
         except RequestError:
             raise
         except Exception as error:  # noqa: BLE001 - parts are anybody's code, and requests must outlive their faults
-            return Estimates(dict.fromkeys(names, KNOWS_NOTHING)), self._note_failure(part, error)
+            kind = self._note_failure(part, error)
+            return Estimates(dict.fromkeys(names, KNOWS_NOTHING), notes={"failed": kind}), kind
         return estimates, ""
 
     def _costs(

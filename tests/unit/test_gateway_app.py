@@ -78,7 +78,7 @@ async def test_explain_shows_every_step() -> None:
     steps = body["stepladder"]["steps"]
     assert [step["action"] for step in steps] == ["call", "call", "call", "stop"]
     assert [step["stage"] for step in steps] == ["small", "medium", "large", "large"]
-    assert set(steps[0]["stages"][0]["cost"]) == {"resource", "latency", "congestion", "total", "seconds"}
+    assert set(steps[0]["stages"][0]["cost"]) == {"resource", "latency", "congestion", "switch", "total", "seconds"}
     assert body["stepladder"]["cost"] == pytest.approx(sum(PRICE.values()))
     assert "steps" not in (await post(world().app, CHAT, QUESTION)).json["stepladder"]
 

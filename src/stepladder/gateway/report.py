@@ -109,7 +109,9 @@ def spent(attempt: Attempt) -> dict[str, Any]:
     "prediction tokens" there are those of the caller's own ``prediction``, and rejected ones are billed as output.
     """
     found = attempt.speculation
-    told = {} if found is None else {"speculation": encode_speculation(found)}
+    told: dict[str, Any] = {} if found is None else {"speculation": encode_speculation(found)}
+    if attempt.tries != 1:
+        told["tries"] = attempt.tries
     return {
         "stage": attempt.stage,
         "prompt_tokens": attempt.usage.prompt_tokens,
@@ -223,10 +225,8 @@ def step_body(step: Step) -> dict[str, Any]:
         "calibrated": view.estimates.calibrated,
         "notes": dict(view.estimates.notes),
         "runner_up": runner_up(step),
-        "stages": [
-            _candidate(name, name in view.stages, view.estimates, cost, decision.values)
-            for name, cost in view.costs.items()
-        ],
+        "fallback": None if view.fallback is None else view.fallback.reason,
+        "stages": [_candidate(name, view, cost, decision.values) for name, cost in view.costs.items()],
         "decide_us": step.decide_s * 1e6,
     }
 
@@ -245,13 +245,13 @@ def _action(step: Step) -> dict[str, Any]:
     return {"action": "stop", "stage": action.attempt.stage}
 
 
-def _candidate(
-    name: str, allowed: bool, estimates: Estimates, cost: Cost, values: Mapping[str, float]
-) -> dict[str, Any]:
-    estimate = estimates.stages.get(name)
+def _candidate(name: str, view: View, cost: Cost, values: Mapping[str, float]) -> dict[str, Any]:
+    estimate, absence = view.estimates.stages.get(name), view.absent.get(name)
+    away = None if absence is None else {"reason": absence.kind, "retry_after": absence.retry_after}
     return {
         "stage": name,
-        "allowed": allowed,
+        "allowed": name in view.stages,
+        "absent": away,
         "quality": None if estimate is None else {"mean": estimate.mean, "sd": estimate.sd},
         "cost": cost_body(cost),
         "value": values.get(name),
@@ -264,6 +264,7 @@ def cost_body(cost: Cost) -> dict[str, float]:
         "resource": cost.resource,
         "latency": cost.latency,
         "congestion": cost.congestion,
+        "switch": cost.switch,
         "total": cost.total,
         "seconds": cost.seconds,
     }
