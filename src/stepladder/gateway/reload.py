@@ -149,12 +149,14 @@ class Houses:
         self._leaving.add(leaving)
         leaving.add_done_callback(self._leaving.discard)
         self._watch.metrics.reloads.add(("done",))
+        kept = house.engines.keys() & old.engines.keys()
         LOG.info(
-            "reloaded: configuration %s in place of %s; %d of %d engines go on as they are",
+            "reloaded: configuration %s in place of %s; %d of %d engines go on as they are%s",
             house.router.parts.versions.config,
             old.router.parts.versions.config,
-            len(house.engines.keys() & old.engines.keys()),
+            len(kept),
             len(house.engines),
+            "" if len(kept) == len(old.engines) else "; the others of before are held until their last request is over",
         )
         return True
 
