@@ -52,6 +52,10 @@ class Held:
         """True where enough is here to be looked at and nothing is shown yet."""
         return not self.is_open and self._limit is not None and self.tokens >= self._limit
 
+    def wait(self) -> None:
+        """Look no more before the end."""
+        self._limit = None
+
     def partial(self) -> Attempt:
         """The answer as far as it has come: no fault, and no finish reason either."""
         text = "".join(delta.text for delta in self.deltas)

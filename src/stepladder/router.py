@@ -447,6 +447,9 @@ class Router:
             return ()
         step = self._look(climb, held)
         action = step.decision.action
+        if isinstance(action, Fail):  # nobody else can answer: the rest is waited for
+            held.wait()
+            return ()
         if not (isinstance(action, Stop) and action.attempt is step.partial):
             climb.ahead = step
             return ()
@@ -614,11 +617,12 @@ class Router:
 
 
 def next_decision(policy: Policy, view: View, last: Action | None, *, step: int = 0) -> Decision:
-    """The policy's decision, but for four laws above it.
+    """The policy's decision, but for five laws above it.
 
     There is no climb once part of an answer was sent to the caller, nor from one that the policy stopped at before it
     was whole (``Step.partial``), and a policy that does not come to an end within 4 steps for each stage (and 4 more)
-    is ended. Where no stage can take a call the reason is the answer, and where
+    is ended. An answer that was dropped before it was whole is asked for again before all is given
+    up. Where no stage can take a call the reason is the answer, and where
     estimates could not be had the stage is called that is set for that.
     """
     if step >= STEPS_PER_STAGE * len(view.costs) + STEPS_PER_STAGE:
@@ -635,7 +639,20 @@ def next_decision(policy: Policy, view: View, last: Action | None, *, step: int 
         return Decision(Fail(fault), reason=fault.message)
     if view.fallback is not None:
         return fall_back(view, view.fallback)
-    return policy.decide(view)
+    return _or_again(policy.decide(view), view)
+
+
+def _or_again(decision: Decision, view: View) -> Decision:
+    """The decision; where it is to give up, the stage is called again, for good, whose answer was dropped unread."""
+    dropped = [each.stage for each in view.attempts if each.fault is not None and each.fault.kind == "cancelled"]
+    if not dropped or not isinstance(decision.action, Fail):
+        return decision
+    tried = [each.stage for each in view.attempts]
+    left = [stage for stage in dropped if stage in view.stages and tried.count(stage) == 1]
+    if not left:
+        return decision
+    told = f"{left[-1]}, whose answer was dropped, is asked again: {decision.reason}"
+    return Decision(Call(left[-1], final=True), values=decision.values, reason=told)
 
 
 def fall_back(view: View, fallback: Fallback) -> Decision:
