@@ -300,7 +300,12 @@ async def get(app: Starlette, path: str) -> Got:
 
 
 async def ask(
-    app: Starlette, method: str, path: str, body: Iterable[bytes] = (b"",), headers: Mapping[str, str] | None = None
+    app: Starlette,
+    method: str,
+    path: str,
+    body: Iterable[bytes] = (b"",),
+    headers: Mapping[str, str] | None = None,
+    query: bytes = b"",
 ) -> Got:
     """One request; the client stays until the reply is whole."""
     parts = [{"type": "http.request", "body": part, "more_body": True} for part in body]
@@ -317,7 +322,7 @@ async def ask(
     async def send(message: dict[str, Any]) -> None:
         sent.append(message)
 
-    await app(_scope(method, path, headers or {}), receive, send)
+    await app({**_scope(method, path, headers or {}), "query_string": query}, receive, send)
     start = sent[0]
     told = {name.decode(): value.decode() for name, value in start["headers"]}
     return Got(start["status"], told, b"".join(message.get("body", b"") for message in sent[1:]))

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stepladder.testing import make_trace
-from stepladder.traces import schema, writer
+from stepladder.traces import retention, schema, writer
 from stepladder.traces.keeping import Keeping
 from stepladder.traces.memory import MemoryTraceStore
 from stepladder.traces.sqlite import SqliteTraceStore
@@ -26,7 +26,7 @@ PATIENCE_S = 20.0
 @pytest.fixture
 def often(monkeypatch):
     monkeypatch.setattr(writer, "PRUNE_EVERY_S", 0.02)
-    monkeypatch.setattr(writer, "PRUNE_BATCH", 10)
+    monkeypatch.setattr(retention, "BATCH", 10)
 
 
 def until(true: Callable[[], bool]) -> None:
@@ -98,7 +98,7 @@ def test_the_newest_are_what_is_left(ages, keep_s, keep_rows) -> None:
                 (str(number), at),
             )
         keeping = Keeping(keep_s=keep_s, keep_rows=keep_rows)
-        while any(writer.prune_batch(db, keeping, 100.0)):
+        while any(retention.prune_batch(db, keeping, 100.0)):
             pass
         left = [at for (at,) in db.execute("SELECT created_at FROM traces ORDER BY seq")]
     young = [at for at in sorted(ages) if keep_s is None or at >= 100.0 - keep_s]

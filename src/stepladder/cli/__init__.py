@@ -23,6 +23,7 @@ VERBS: Mapping[str, str] = {
     "keys": "make, show and revoke the keys that callers of a gateway need",
     "check": "explain every problem of a ladder.toml",
     "collect": "ask every stage and grade its answers, for a table to train from",
+    "traces": "take out or cut down what a gateway has stored",
     "import": "read outcomes that others published as a table to train from",
     "train": "fit a predictor of quality to an outcomes table",
     "evaluate": "judge a predictor and its policies on outcomes that it has not seen",

@@ -233,7 +233,8 @@ def _harvest(args: argparse.Namespace) -> Harvest:
     with closing(SqliteTraceStore(args.traces)) as store:
         found = harvest(store.read(), store.outcomes, None if args.stages is None else _names(args.stages))
     if not found.answers:
-        raise UsageError(f"--from: {args.traces} holds no answer of these stages")
+        private = f"; {found.private} traces are private and hold no texts" if found.private else ""
+        raise UsageError(f"--from: {args.traces} holds no answer of these stages{private}")
     if args.judge is None and not args.agreement and not found.scores:
         raise UsageError(f"--from: {args.traces} holds no outcomes; give --judge STAGE or --agreement")
     return found

@@ -7,20 +7,25 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 
 from stepladder.errors import UsageError
-from stepladder.evaluate.collect import confidence, token_logprobs
+from stepladder.evaluate.collect import Plan, confidence, table, token_logprobs
 from stepladder.evaluate.journal import Entry
+from stepladder.evaluate.outcomes import OutcomeRow
 from stepladder.evaluate.prompts import Prompt
 from stepladder.types import Attempt, CostUnit, Outcome, Request, Trace
 
 
 @dataclass(slots=True)
 class Harvest:
-    """The prompts of traces, the answers to them, and the (quality, source) of those that somebody measured."""
+    """The prompts of traces, the answers to them, and the (quality, source) of those that somebody measured.
+
+    ``private`` traces were left out: hashes and marks stand in the place of their prompts.
+    """
 
     prompts: list[Prompt] = field(default_factory=list)
     answers: list[Entry] = field(default_factory=list)
     scores: dict[tuple[str, str], tuple[float, str]] = field(default_factory=dict)
     cost_unit: CostUnit | None = None
+    private: int = 0
 
 
 def harvest(
@@ -35,6 +40,9 @@ def harvest(
     """
     found = Harvest()
     for trace in traces:
+        if trace.private is not None:
+            found.private += 1
+            continue
         answered = {a.stage: a for a in trace.attempts if a.is_answer and (stages is None or a.stage in stages)}
         if answered:
             _add(found, trace, answered)
@@ -43,6 +51,19 @@ def harvest(
                 if stage in answered:
                     found.scores[trace.id, stage] = outcome.score, outcome.source
     return found
+
+
+def recorded(found: Harvest) -> list[OutcomeRow]:
+    """The outcomes table of what was harvested: a row for every answer that somebody measured."""
+    plan = Plan(
+        prompts=found.prompts,
+        stages=(),
+        method="recorded",
+        cost_unit=found.cost_unit,
+        recorded=found.answers,
+        scores=found.scores,
+    )
+    return table(plan, {("answer", each.query_id, each.stage, each.sample): each for each in found.answers}, {})[0]
 
 
 def _add(found: Harvest, trace: Trace, answered: dict[str, Attempt]) -> None:

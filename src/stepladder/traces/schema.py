@@ -7,6 +7,7 @@ else its stage), and ``told_at``, when it was told.
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -41,8 +42,11 @@ KEYED, STAGED = "key:", "stage:"
 def connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
     """A connection whose transactions are begun and ended by hand, for any thread but one at a time.
 
-    Raises sqlite3.Error.
+    A file that is made is readable by its owner alone, for it will hold what people asked. Raises OSError and
+    sqlite3.Error.
     """
+    if not read_only and not path.exists():
+        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
     db = sqlite3.connect(path, check_same_thread=False, timeout=BUSY_S, isolation_level=None)
     if read_only:
         db.execute("PRAGMA query_only=ON")

@@ -21,6 +21,7 @@ from pathlib import Path
 import orjson
 
 from stepladder.errors import TraceError
+from stepladder.traces import retention
 from stepladder.traces.codec import encode
 from stepladder.traces.keeping import Keeping
 from stepladder.traces.privacy import Veil, veiled
@@ -37,18 +38,7 @@ MAX_REPORTS = 2_000
 RETRY_S = (0.1, 0.5, 2.0, 5.0)
 """Pauses between tries to write traces while the file stays locked; after the last one the batch is given up."""
 
-PRUNE_BATCH = 500
 PRUNE_EVERY_S = 30.0
-PRUNE_PAUSE_S = 0.02
-"""Between two batches where one did not do, so that what arrives is written in between."""
-
-_OLD_TRACES = (
-    "DELETE FROM traces WHERE seq IN (SELECT seq FROM traces WHERE created_at < ? ORDER BY created_at LIMIT ?)"
-)
-_OLD_OUTCOMES = (
-    "DELETE FROM outcomes WHERE seq IN (SELECT seq FROM outcomes WHERE told_at < ? ORDER BY told_at LIMIT ?)"
-)
-_FIRST_TRACES = "DELETE FROM traces WHERE seq IN (SELECT seq FROM traces ORDER BY seq LIMIT ?)"
 
 Row = tuple[str, float, str | None, float, float, bytes]
 
@@ -295,40 +285,14 @@ class Writer:
             return
         try:
             self._db.execute("PRAGMA synchronous=NORMAL")
-            traces, outcomes = prune_batch(self._db, self._keeping, self._clock())
+            traces, outcomes = retention.prune_batch(self._db, self._keeping, self._clock())
         except sqlite3.Error as error:  # what is too old stays a while longer
             log.warning("old traces could not be pruned from %s: %s", self._path, error)
             traces = outcomes = 0
         with self._gate:
             self._count(pruned=traces)
-        more = PRUNE_BATCH in (traces, outcomes)
-        self._prune_at = time.monotonic() + (PRUNE_PAUSE_S if more else PRUNE_EVERY_S)
-
-
-def prune_batch(db: sqlite3.Connection, keeping: Keeping, now: float) -> tuple[int, int]:
-    """Delete up to ``PRUNE_BATCH`` traces, and as many outcomes, that are too old; returns how many of each.
-
-    The oldest go first. Raises sqlite3.Error.
-    """
-    with transaction(db):
-        aged = _delete_older(db, _OLD_TRACES, keeping.keep_s, now)
-        traces = aged + _delete_beyond(db, keeping.keep_rows, PRUNE_BATCH - aged)
-        outcomes = _delete_older(db, _OLD_OUTCOMES, keeping.keep_feedback_s, now)
-    return traces, outcomes
-
-
-def _delete_older(db: sqlite3.Connection, statement: str, keep_s: float | None, now: float) -> int:
-    return 0 if keep_s is None else db.execute(statement, (now - keep_s, PRUNE_BATCH)).rowcount
-
-
-def _delete_beyond(db: sqlite3.Connection, keep_rows: int | None, most: int) -> int:
-    if keep_rows is None:
-        return 0
-    (span,) = db.execute("SELECT (SELECT max(seq) FROM traces) - (SELECT min(seq) FROM traces) + 1").fetchone()
-    if (span or 0) <= keep_rows:  # their numbers have gaps, so there are no more than that; to count them all is slower
-        return 0
-    (rows,) = db.execute("SELECT count(*) FROM traces").fetchone()
-    return db.execute(_FIRST_TRACES, (min(max(0, rows - keep_rows), most),)).rowcount
+        more = retention.BATCH in (traces, outcomes)
+        self._prune_at = time.monotonic() + (retention.PAUSE_S if more else PRUNE_EVERY_S)
 
 
 def _row(trace: Trace, veil: Veil | None) -> Row:
