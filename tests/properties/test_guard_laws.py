@@ -330,3 +330,17 @@ def test_between_two_stages_a_higher_price_never_makes_more_switches(
         return sum(one != other for one, other in pairwise(called))
 
     assert switches(low + more) <= switches(low)
+
+
+def test_among_three_stages_it_may() -> None:
+    """Why the law above is one of two stages: who stays at first may have to move twice later."""
+    values = ((0.0, 0.5, 0.0), (0.0, 1.95, 2.0), (0.0, 5.0, 0.0))
+
+    def switches(price: float) -> int:
+        at, moves = 0, 0
+        for turn in values:
+            best = max(range(3), key=lambda stage: turn[stage] - (price if stage != at else 0.0))
+            at, moves = best, moves + (best != at)
+        return moves
+
+    assert (switches(0.1), switches(1.0)) == (1, 2)
