@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import isfinite
+from math import ceil, isfinite
 
 import pytest
 from hypothesis import given
@@ -14,6 +14,8 @@ from stepladder.predictors.history import (
     UNKNOWN,
     UNTOLD,
     answered,
+    begun,
+    counted,
     cut_to,
     names,
     numbers,
@@ -23,6 +25,7 @@ from stepladder.predictors.history import (
 from stepladder.types import Attempt, Usage
 
 STAGES = ("a", "b", "c")
+CHARS = (2.0, 2.0, 2.0)
 PIECES = st.sampled_from(
     ("4", " 42", "so", "\n", " so it is", "```python\n", "def f(x):\n", "```", "\\d'", "\x00", "\ud800")
 )
@@ -60,7 +63,9 @@ def histories() -> st.SearchStrategy[list[Attempt]]:
 def test_any_answer_has_every_column_in_its_range(
     made: list[Attempt], prompt: str | None, prefix: int | None, signals: list[str]
 ) -> None:
-    found = answered(made, STAGES, signals, prompt=prompt, prefix=prefix)
+    cut = made if prefix is None else [cut_to(each, prefix) for each in made]
+    found = begun(cut, STAGES, signals, CHARS, prompt=prompt)
+    assert {n for n, told in found.items() if not told.partial} == set(answered(cut, STAGES))
     line = numbers(found, len(STAGES), signals)
     columns = names(len(STAGES), signals)
     assert len(line) == len(columns) == len(set(columns))
@@ -69,7 +74,7 @@ def test_any_answer_has_every_column_in_its_range(
         assert isfinite(value)
         if name.endswith("logprob"):
             assert value <= 0 or value == UNTOLD
-        elif name in ("tokens", "length", "answers", "letter", "equations", "wrong", "unused", "size"):
+        elif name in ("tokens", "length", "answers", "letter", "equations", "wrong", "unused", "size", "opens"):
             assert value == UNKNOWN or value >= 0
         else:
             assert value == UNKNOWN or 0 <= value <= 1
@@ -79,7 +84,9 @@ def test_any_answer_has_every_column_in_its_range(
 def test_the_order_of_the_history_does_not_matter(made: list[Attempt], prompt: str, chance) -> None:
     mixed = list(made)
     chance.shuffle(mixed)
-    one, other = (numbers(answered(each, STAGES, ALL_SIGNALS, prompt=prompt), 3, ALL_SIGNALS) for each in (made, mixed))
+    one, other = (
+        numbers(begun(each, STAGES, ALL_SIGNALS, CHARS, prompt=prompt), 3, ALL_SIGNALS) for each in (made, mixed)
+    )
     assert one == other
 
 
@@ -99,9 +106,10 @@ def test_the_first_signals_are_those_that_artifacts_of_old_were_fitted_on(made: 
 
 @given(histories(), TEXTS, st.integers(1, 8))
 def test_a_batch_is_one_by_one(made: list[Attempt], prompt: str, prefix: int) -> None:
-    together = answered(made, STAGES, ALL_SIGNALS, prompt=prompt, prefix=prefix)
-    for attempt in made:
-        alone = read(attempt, ALL_SIGNALS, prompt=prompt, prefix=prefix)
+    cut = [counted(cut_to(each, prefix), CHARS[0]) for each in made]
+    together = begun(cut, STAGES, ALL_SIGNALS, CHARS, prompt=prompt)
+    for attempt in cut:
+        alone = read(attempt, ALL_SIGNALS, prompt=prompt)
         assert together[STAGES.index(attempt.stage)] == alone
 
 
@@ -112,24 +120,41 @@ def test_without_log_probabilities_is_as_if_none_had_been_told(made: Attempt, pr
     assert without_logprobs(seen) == unseen
 
 
-@given(attempts(), st.integers(1, 20), st.integers(1, 20))
-def test_a_prefix_of_a_prefix_is_the_shorter_one(made: Attempt, one: int, other: int) -> None:
-    twice = cut_to(cut_to(made, one), other)
+@given(attempts(), st.integers(1, 20), st.integers(1, 20), st.floats(0.3, 9))
+def test_a_prefix_of_a_prefix_is_the_shorter_one(made: Attempt, one: int, other: int, chars: float) -> None:
+    twice = cut_to(cut_to(made, one, chars), other, chars)
     assert twice.usage.output_tokens == min(made.usage.output_tokens, one, other)
     assert made.text.startswith(twice.text) or made.raw is not None
     assert cut_to(made, max(one, made.usage.output_tokens)) is made
 
 
-@given(st.lists(TEXTS, min_size=5, max_size=9), st.lists(TEXTS, min_size=5, max_size=9), st.integers(1, 4))
-def test_what_is_cut_off_does_not_matter(first: list[str], second: list[str], prefix: int) -> None:
-    def made(pieces: list[str]) -> Attempt:
-        told = [{"token": piece} for piece in pieces]
-        raw = {"choices": [{"index": 0, "logprobs": {"content": told}}]}
-        probabilities = tuple(-float(len(piece)) for piece in pieces)
-        return Attempt("a", "".join(pieces), Usage(3, len(pieces)), logprobs=probabilities, raw=raw)
+@given(
+    st.lists(TEXTS, min_size=5, max_size=9),
+    *(st.lists(TEXTS, min_size=1, max_size=9),) * 2,
+    st.integers(1, 4),
+    st.booleans(),
+    st.floats(0.3, 9),
+)
+def test_what_is_cut_off_does_not_matter(
+    first: list[str], one: list[str], other: list[str], prefix: int, told: bool, chars: float
+) -> None:
+    """Neither where the tokens are told, nor where the text is cut by the stage's usual length of a token."""
 
-    other = [*first[:prefix], *second]
-    assert read(made(first), ALL_SIGNALS, prefix=prefix) == read(made(other), ALL_SIGNALS, prefix=prefix)
+    def made(rest: list[str]) -> Attempt:
+        pieces = [*first[:prefix], *rest]
+        tokens = [{"token": piece} for piece in pieces]
+        raw = {"choices": [{"index": 0, "logprobs": {"content": tokens}}]}
+        probabilities = tuple(-float(len(piece)) for piece in pieces)
+        shared = "".join(first[:prefix]).ljust(ceil(prefix * chars), "x")
+        text = "".join(pieces) if told else shared + "".join(rest)
+        usage, seconds = Usage(3, len(pieces)), float(len(rest))
+        return Attempt(
+            "a", text, usage, seconds, finish_reason="stop", logprobs=probabilities, raw=raw if told else None
+        )
+
+    a, b = (cut_to(made(rest), prefix, chars) for rest in (one, other))
+    assert a == b
+    assert read(a, ALL_SIGNALS) == read(b, ALL_SIGNALS)
 
 
 @pytest.mark.parametrize(

@@ -13,22 +13,33 @@ from hypothesis import strategies as st
 from stepladder.errors import ArtifactError
 from stepladder.predictors.history import (
     ALL_SIGNALS,
+    BANDS,
+    OPENINGS,
     SIGNALS,
     UNKNOWN,
     UNTOLD,
     Signals,
     answered,
+    band,
+    begun,
+    counted,
     cut_to,
     final_answer,
+    is_partial,
     known_signals,
     names,
     normal,
     numbers,
     read,
+    unended,
 )
 from stepladder.types import Attempt, Fault, Usage
 
 STAGES = ("a", "b", "c")
+
+
+def answer(stage: str, text: str, *more: Any, finish_reason: str | None = "stop", **others: Any) -> Attempt:
+    return Attempt(stage, text, *more, finish_reason=finish_reason, **others)
 
 
 def line(*attempts: Attempt) -> dict[str, float]:
@@ -37,8 +48,8 @@ def line(*attempts: Attempt) -> dict[str, float]:
 
 def test_columns_by_hand() -> None:
     told = line(
-        Attempt("a", "so\nThe answer is **1,234**.\n", Usage(9, 7), logprobs=(-1.0, -2.0), finish_reason="length"),
-        Attempt("c", "= 1234", Usage(9, 0)),
+        answer("a", "so\nThe answer is **1,234**.\n", Usage(9, 7), logprobs=(-1.0, -2.0), finish_reason="length"),
+        answer("c", "= 1234", Usage(9, 0)),
     )
     assert [told[f"answered {i}"] for i in range(3)] == [1, 0, 1]
     assert (told["tokens 0"], told["tokens 1"], told["tokens 2"]) == (log1p(7), UNKNOWN, UNKNOWN)
@@ -49,23 +60,23 @@ def test_columns_by_hand() -> None:
 
 
 def test_agreement_is_a_share_of_the_others_and_nothing_agrees_with_nothing() -> None:
-    three = line(Attempt("a", "4"), Attempt("b", "5"), Attempt("c", "4"))
+    three = line(answer("a", "4"), answer("b", "5"), answer("c", "4"))
     assert [three[f"agreement {i}"] for i in range(3)] == [0.5, 0, 0.5]
-    assert line(Attempt("a", "4"))["agreement 0"] == UNKNOWN
-    empty = line(Attempt("a", " \n"), Attempt("b", ""))
+    assert line(answer("a", "4"))["agreement 0"] == UNKNOWN
+    empty = line(answer("a", " \n"), answer("b", ""))
     assert (empty["agreement 0"], empty["parsed 0"], empty["length 0"]) == (0, 0, 0)
 
 
 def test_what_failed_or_is_not_on_the_ladder_did_not_answer() -> None:
-    failed = Attempt("a", "half an ans", fault=Fault("timeout", "too late"))
-    assert answered((failed, Attempt("z", "4")), STAGES) == {}
-    assert line(failed, Attempt("b", "4"))["answered 0"] == 0
-    assert answered((Attempt("a", "4"), Attempt("a", "5")), STAGES)[0].final == "5"
+    failed = answer("a", "half an ans", fault=Fault("timeout", "too late"))
+    assert answered((failed, answer("z", "4")), STAGES) == {}
+    assert line(failed, answer("b", "4"))["answered 0"] == 0
+    assert answered((answer("a", "4"), answer("a", "5")), STAGES)[0].final == "5"
 
 
 @pytest.mark.parametrize("told", [(), (nan,), (-1.0, float("-inf"))])
 def test_log_probabilities_that_are_none(told: tuple[float, ...]) -> None:
-    assert line(Attempt("a", "4", logprobs=told))["logprob 0"] == UNTOLD
+    assert line(answer("a", "4", logprobs=told))["logprob 0"] == UNTOLD
 
 
 @pytest.mark.parametrize(
@@ -80,7 +91,7 @@ def test_log_probabilities_that_are_none(told: tuple[float, ...]) -> None:
     ],
 )
 def test_refusals(text: str, refused: bool) -> None:
-    assert line(Attempt("b", text))["refusal 1"] == refused
+    assert line(answer("b", text))["refusal 1"] == refused
 
 
 @pytest.mark.parametrize(
@@ -102,7 +113,7 @@ def test_final_answers_are_compared_by_what_they_say(text: str, compared: str) -
 
 @given(st.lists(st.sampled_from(STAGES), unique=True), st.text(max_size=300), st.data())
 def test_any_history_has_all_columns_in_their_ranges(stages: list[str], text: str, data: st.DataObject) -> None:
-    made = [Attempt(stage, text, Usage(0, data.draw(st.integers(0, 99)))) for stage in stages]
+    made = [answer(stage, text, Usage(0, data.draw(st.integers(0, 99)))) for stage in stages]
     told = line(*made)
     assert len(told) == 3 * len(SIGNALS) + 1
     assert told["answers"] == len(stages)
@@ -114,7 +125,7 @@ def test_any_history_has_all_columns_in_their_ranges(stages: list[str], text: st
 
 
 def more(text: str, prompt: str | None = None, **made: Any) -> Signals:
-    return read(Attempt("a", text, **made), ALL_SIGNALS, prompt=prompt)
+    return read(answer("a", text, **made), ALL_SIGNALS, prompt=prompt)
 
 
 def test_log_probabilities_of_tokens() -> None:
@@ -188,11 +199,11 @@ def test_consistency_of_choices() -> None:
 
 
 def test_agreement_with_each_higher_stage() -> None:
-    made = (Attempt("a", "4"), Attempt("c", "= 4"))
+    made = (answer("a", "4"), answer("c", "= 4"))
     told = dict(zip(names(3, ("agree_up",)), numbers(answered(made, STAGES), 3, ("agree_up",)), strict=True))
     assert told == {"agree_up 0 1": UNKNOWN, "agree_up 0 2": 1, "agree_up 1 2": UNKNOWN, "answers": 2}
-    assert numbers(answered((Attempt("a", ""), Attempt("b", "")), STAGES), 2, ("agree_up",))[0] == 0
-    assert numbers(answered((Attempt("a", "4"), Attempt("b", "5")), STAGES), 2, ("agree_up",))[0] == 0
+    assert numbers(answered((answer("a", ""), answer("b", "")), STAGES), 2, ("agree_up",))[0] == 0
+    assert numbers(answered((answer("a", "4"), answer("b", "5")), STAGES), 2, ("agree_up",))[0] == 0
 
 
 @pytest.mark.parametrize("signals", [None, [], "tokens", ["tokens", "tokens"], ["tokens", 3], [["tokens"]]])
@@ -213,24 +224,70 @@ def test_a_signal_of_another_version_is_named() -> None:
 def test_a_prefix_is_cut_where_the_tokens_end() -> None:
     tokens = [{"token": "fo"}, {"token": "ur"}, {"token": "teen"}]
     raw = {"choices": [{"index": 1, "text": "x"}, {"index": 0, "logprobs": {"content": tokens}}]}
-    made = Attempt("a", "fourteen", Usage(9, 3), 1.0, finish_reason="length", logprobs=(-1.0, -2.0, -3.0), raw=raw)
+    made = answer("a", "fourteen", Usage(9, 3), 1.0, finish_reason="length", logprobs=(-1.0, -2.0, -3.0), raw=raw)
     found = cut_to(made, 2)
     assert (found.text, found.usage, found.logprobs, found.finish_reason) == ("four", Usage(9, 2), (-1.0, -2.0), None)
     older = replace(made, raw={"choices": [{"logprobs": {"tokens": ["fo", "ur", "teen"]}}]})
     assert cut_to(older, 1).text == "fo"
-    assert read(made, prefix=2) == read(found)
-    assert read(made, prefix=3).cut == 1
+    assert cut_to(made, 3) is made
+    assert (is_partial(found), is_partial(made), read(found).cut, read(made).cut) == (True, False, 0, 1)
 
 
 @pytest.mark.parametrize("raw", [None, {"choices": []}, {"choices": [{"logprobs": {"content": ["odd"]}}]}])
-def test_a_prefix_of_unknown_tokens_is_a_share_of_the_text(raw: Any) -> None:
-    made = Attempt("a", "fourteen", Usage(9, 4), logprobs=(-1.0,), raw=raw)
-    assert [cut_to(made, tokens).text for tokens in (1, 3, 4)] == ["fo", "fourte", "fourteen"]
-    assert (cut_to(made, 3).logprobs, cut_to(made, 4).logprobs) == (None, (-1.0,))
+def test_a_prefix_of_unknown_tokens_is_as_long_as_the_stages_usual_ones(raw: Any) -> None:
+    made = answer("a", "fourteen", Usage(9, 5), logprobs=(-1.0,), raw=raw)
+    assert [cut_to(made, tokens, 1.5).text for tokens in (1, 3, 4, 5)] == ["fo", "fourt", "fourte", "fourteen"]
+    assert cut_to(made, 3).text == "fourteen"  # 4 characters each, where nobody says more
+    assert (cut_to(made, 3).logprobs, cut_to(made, 5).logprobs) == (None, (-1.0,))
     assert cut_to(replace(made, usage=Usage(9, 0)), 1).text == "fourteen"
+
+
+def test_a_beginning_tells_nothing_of_time_and_money() -> None:
+    made = answer("a", "fourteen", Usage(9, 4), 3.0, cost=7.0, first_token_s=0.1)
+    assert cut_to(made, 2) == Attempt("a", "fourteen", Usage(9, 2), first_token_s=0.1)
+    assert unended(made) == Attempt("a", "fourteen", Usage(9, 4), first_token_s=0.1)
 
 
 @pytest.mark.parametrize("tokens", [0, -1])
 def test_a_prefix_of_no_tokens_is_refused(tokens: int) -> None:
     with pytest.raises(ValueError, match=f"{tokens} tokens"):
-        read(Attempt("a", "4"), prefix=tokens)
+        cut_to(answer("a", "4"), tokens)
+
+
+def test_what_has_not_ended_is_no_answer_but_a_beginning() -> None:
+    made = (answer("a", "4"), Attempt("b", "fou", Usage(9, 0)), Attempt("c", "x", fault=Fault("timeout", "late")))
+    assert set(answered(made, STAGES)) == {0}
+    found = begun(made, STAGES, ("tokens", "partial"), (1.0, 1.5, 1.0))
+    assert {stage: told.partial for stage, told in found.items()} == {0: 0.0, 1: 1.0}
+    assert found[1].tokens == log1p(2)
+
+
+@pytest.mark.parametrize(
+    ("told", "tokens"), [(Attempt("a", "12345678"), 2), (Attempt("a", "12345678", logprobs=(-1.0,) * 5), 5)]
+)
+def test_tokens_so_far_are_reckoned_where_nobody_counted(told: Attempt, tokens: int) -> None:
+    assert counted(told, 4.0).usage.output_tokens == tokens
+    assert counted(replace(told, usage=Usage(1, 9)), 4.0).usage.output_tokens == 9
+    ended = replace(told, finish_reason="stop")
+    assert counted(ended, 4.0) is ended
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [(" ", 0), ("\n42", 1), ("The", 2), ("so", 3), ("```py", 4), ("- one", 5), ("# One", 5), ("(a)", 6), ("!", 7)],
+)
+def test_what_an_answer_opens_with(text: str, place: int) -> None:
+    assert read(Attempt("a", text), ("opens",)).opens == place
+    assert place < len(OPENINGS)
+
+
+def test_log_probabilities_of_a_beginning() -> None:
+    told = (-0.5, -3.0, -0.1, -2.0, -0.2, -0.3)
+    found = read(Attempt("a", "x", Usage(1, 6), logprobs=told), ("first_logprob", "low_logprob", "min_logprob"))
+    assert (found.first_logprob, found.low_logprob, found.min_logprob) == (-0.5, -2.5, -3.0)
+
+
+@pytest.mark.parametrize(("tokens", "number"), [(0, 0), (1, 0), (2, 1), (3, 1), (4, 2), (127, 6), (128, 7), (9999, 7)])
+def test_bands_double(tokens: int, number: int) -> None:
+    part = read(Attempt("a", "x", Usage(1, tokens)))
+    assert band({0: part, 1: read(answer("b", "y", Usage(1, 1)))}) == number < BANDS

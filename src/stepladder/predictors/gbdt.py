@@ -1,12 +1,14 @@
 """Quality of every stage by gradient-boosted trees over sizes, digits and words, and a linear score of n-grams.
 
-Two sets of trees: one before any answer, and, where the training rows told of answers, one for after.
+Up to three sets of trees: one before any answer, and, where the training rows told of answers, one for after, and one
+for the beginning of an answer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Container, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,8 +22,10 @@ from stepladder.predictors.lexical import NAMES, WORDS, numbers
 from stepladder.predictors.logistic import from_logit
 from stepladder.types import Estimates, Features
 
-AFTER = "after_"
-"""What the names of arrays and parameters of the trees for after an answer begin with."""
+AFTER, PREFIX = "after_", "prefix_"
+"""What the names of arrays and parameters begin with: of trees for after an answer, and for the beginning of one."""
+
+_NOBODY: Mapping[int, history.Signals] = MappingProxyType({})
 
 
 class GBDTPredictor:
@@ -36,7 +40,9 @@ class GBDTPredictor:
     read the columns above and then those of ``history``, and the params ``after_depth`` and ``after_signals``
     (what those columns are, such as ``history.SIGNALS``: trees of unknown signals are refused). They estimate every
     stage, those that answered and those that did not, as soon as one stage of the ladder answered; without them answers
-    do not move the estimates.
+    do not move the estimates. While some attempt has not ended (``history.is_partial``) yet other trees estimate, which
+    were fitted to answers that were cut off, with PREFIX before the names of their arrays and parameters;
+    ``prefix_chars`` (k,) are the characters of every stage's mean token. Without them no such attempt is looked at.
     Friedman, "Greedy function approximation" (2001); linear scores under the trees are stacking (Wolpert, 1992).
 
     Raises ArtifactError where parameters or arrays do not fit the ladder.
@@ -53,40 +59,70 @@ class GBDTPredictor:
         self._counts: list[float] = shaped(arrays, "counts", (WORDS,)).tolist()
         columns = len(NAMES) + len(stages)
         self._trees = Trees(arrays, params.get("depth"), len(stages), columns)
-        self._after: tuple[NDArray[np.float64], Trees] | None = None
-        self._signals: tuple[str, ...] = ()
-        if any(name.startswith(AFTER) for name in (*arrays, *params)):
-            self._signals = history.known_signals(params.get(f"{AFTER}signals"), f"{AFTER}signals")
-            self._after = _after(params, arrays, len(stages), columns + len(history.names(len(stages), self._signals)))
+        self._after = _later(params, arrays, AFTER, len(stages), columns)
+        self._prefix = _later(params, arrays, PREFIX, len(stages), columns)
+        if self._prefix is not None:
+            self._chars = history.chars_of(params.get(f"{PREFIX}chars"), f"{PREFIX}chars", len(stages))
 
     @property
     def reads(self) -> frozenset[str]:
         """The log probabilities of answers' tokens, where there are trees for after an answer that look at them."""
-        return frozenset({LOGPROBS} if history.reads_logprobs(self._signals) else ())
+        told = [later.signals for later in (self._after, self._prefix) if later is not None]
+        return frozenset({LOGPROBS} if any(map(history.reads_logprobs, told)) else ())
 
     def predict(self, features: Features) -> Estimates:
         """Estimates for every stage, after the answers among the attempts where there are any."""
-        rows, amounts = hashed_grams(features.text)
-        scores = amounts @ self._weights.take(rows, axis=0) + self._bias
-        inputs = [*numbers(features.text, self._counts), *scores.tolist()]
-        base, trees = self._base, self._trees
-        if self._after is not None and features.attempts:
-            answered = history.answered(features.attempts, self._stages, self._signals, prompt=features.text)
-            if answered:
-                base, trees = self._after
-                inputs += history.numbers(answered, len(self._stages), self._signals)
-        logits = (base + trees.sums(np.array(inputs))).tolist()
+        logits, _ = self._logits(features)
         found = zip(self._stages, logits, self._spreads, strict=True)
         estimates = {stage: from_logit(logit, spread) for stage, logit, spread in found}
         return Estimates(estimates, calibrated=self._calibrated)
 
+    def means(self, features: Features) -> tuple[list[float], Container[int]]:
+        """The means of ``predict``, and the numbers of the stages whose answers moved them."""
+        logits, answered = self._logits(features)
+        return [from_logit(logit, 1.0).mean for logit in logits], answered
 
-def _after(
-    params: Mapping[str, Any], arrays: Mapping[str, Any], stages: int, columns: int
-) -> tuple[NDArray[np.float64], Trees]:
-    """Base and trees for after an answer, which read ``columns``."""
-    trees = Trees(arrays, params.get(f"{AFTER}depth"), stages, columns, prefix=AFTER)
-    return shaped(arrays, f"{AFTER}base", (stages,)), trees
+    def _logits(self, features: Features) -> tuple[list[float], Container[int]]:
+        rows, amounts = hashed_grams(features.text)
+        scores = amounts @ self._weights.take(rows, axis=0) + self._bias
+        inputs = [*numbers(features.text, self._counts), *scores.tolist()]
+        base, trees, answered = self._base, self._trees, _NOBODY
+        if features.attempts:
+            later, answered = self._answered(features)
+            if later is not None and answered:
+                base, trees = later.base, later.trees
+                inputs += history.numbers(answered, len(self._stages), later.signals)
+        logits: list[float] = (base + trees.sums(np.array(inputs))).tolist()
+        return logits, answered
+
+    def _answered(self, features: Features) -> tuple[_Later | None, Mapping[int, history.Signals]]:
+        """What estimates after these attempts, and their signals."""
+        attempts, prompt = features.attempts, features.text
+        if self._prefix is not None and any(map(history.is_partial, attempts)):
+            signals = self._prefix.signals
+            return self._prefix, history.begun(attempts, self._stages, signals, self._chars, prompt=prompt)
+        signals = history.SIGNALS if self._after is None else self._after.signals
+        return self._after, history.answered(attempts, self._stages, signals, prompt=prompt)
+
+
+class _Later(NamedTuple):
+    """What estimates once something was answered: its trees read the text's columns, and then those of ``signals``."""
+
+    signals: tuple[str, ...]
+    base: NDArray[np.float64]
+    trees: Trees
+
+
+def _later(
+    params: Mapping[str, Any], arrays: Mapping[str, Any], prefix: str, stages: int, columns: int
+) -> _Later | None:
+    """None where nothing in the artifact is named so. ``columns`` are those of the text."""
+    if not any(name.startswith(prefix) for name in (*arrays, *params)):
+        return None
+    signals = history.known_signals(params.get(f"{prefix}signals"), f"{prefix}signals")
+    every = columns + len(history.names(stages, signals))
+    trees = Trees(arrays, params.get(f"{prefix}depth"), stages, every, prefix=prefix)
+    return _Later(signals, shaped(arrays, f"{prefix}base", (stages,)), trees)
 
 
 class Trees:

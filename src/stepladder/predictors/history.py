@@ -11,14 +11,16 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from math import isfinite, log1p
+from math import ceil, expm1, isfinite, log1p, log2
 from typing import Any, NamedTuple
 
 from stepladder.errors import ArtifactError, nearest
 from stepladder.predictors.arithmetic import Checked, checked
-from stepladder.types import Attempt, message_text
+from stepladder.predictors.artifact import numbers_of
+from stepladder.tokens import CHARS_PER_TOKEN
+from stepladder.types import Attempt, Usage, message_text
 
 UNKNOWN = -1.0
 """A length, a count or a share that is not known."""
@@ -57,19 +59,39 @@ MORE_SIGNALS = (
     "letter",
     *("equations", "wrong", "unused", "used", "whole", "size"),
     "agree_up",
+    *("partial", "first_logprob", "low_logprob", "opens"),  # OF_BEGINNINGS
 )
 """Further columns, for artifacts that name them: the lowest log probability of a token, and the mean of the last TAIL;
 the share of characters that are digits; of lines, or of four words in a row, that came before; of the answer's words
 that stand in the prompt; whether its Python can be parsed; the share of further choices (``n``) with the same final
 answer; the place in the alphabet of a final answer that is one letter (0 where it is none); what can be
-checked of a calculation (``arithmetic.Checked``), where the prompt is known and the answer has numbers; and for every
-higher stage a column that says whether its final answer is the same."""
+checked of a calculation (``arithmetic.Checked``), where the prompt is known and the answer has numbers; for every
+higher stage a column that says whether its final answer is the same; whether the answer had not ended when it was read
+(``is_partial``); the log probability of its first token, and the mean of the lowest fifth; and what it opens with, a
+number of OPENINGS.
+
+Entropies are not among them: engines tell the chosen tokens' log probabilities, whose mean is less the entropy as one
+sample shows it."""
 
 ALL_SIGNALS = (*SIGNALS, *MORE_SIGNALS)
+OF_BEGINNINGS = ("partial", "first_logprob", "low_logprob", "opens")
+"""Of MORE_SIGNALS those that estimates after whole answers do without: the fewer columns, the better they are."""
+
 PAIRED = "agree_up"
 """The signal that is one of two stages."""
 
-LOGPROB_SIGNALS = frozenset({"logprob", "min_logprob", "tail_logprob"})
+LOGPROB_SIGNALS = frozenset({"logprob", "min_logprob", "tail_logprob", "first_logprob", "low_logprob"})
+
+FEWEST_CHARS, MOST_CHARS = 0.25, 64.0
+"""Characters of a stage's mean token that an artifact may tell."""
+
+BANDS = 8
+
+LOW = 5
+"""One in so many tokens, those with the lowest log probabilities, is in their mean; one at the least."""
+
+OPENINGS = ("nothing", "digit", "capital", "letter", "fence", "list or heading", "bracket", "sign")
+"""How an answer's first characters are told, by their places here."""
 
 _OPENING = 200
 _HAS_DIGIT = re.compile(r"\d")
@@ -113,6 +135,10 @@ class Signals(NamedTuple):
     used: float = UNKNOWN
     whole: float = UNKNOWN
     size: float = UNKNOWN
+    partial: float = 0.0
+    first_logprob: float = UNTOLD
+    low_logprob: float = UNTOLD
+    opens: float = UNKNOWN
 
 
 _OWN = frozenset(Signals._fields) - {"final"}
@@ -161,28 +187,48 @@ def answered(
     signals: Sequence[str] = SIGNALS,
     *,
     prompt: str | None = None,
-    prefix: int | None = None,
 ) -> dict[int, Signals]:
     """Signals of the answers by number of their stage, each as ``read`` finds them.
 
-    Attempts that failed, and stages that are not on the ladder, count as if nobody had asked. Of several answers of one
-    stage the last counts.
+    Attempts that failed, or have not ended (``is_partial``), and stages that are not on the ladder, count as if nobody
+    had asked. Of several answers of one stage the last counts.
     """
+    last = _last([each for each in attempts if not is_partial(each)], stages)
+    return {stage: read(attempt, signals, prompt=prompt) for stage, attempt in last.items()}
+
+
+def begun(
+    attempts: Sequence[Attempt],
+    stages: Sequence[str],
+    signals: Sequence[str],
+    chars_per_token: Sequence[float],
+    *,
+    prompt: str | None = None,
+) -> dict[int, Signals]:
+    """As ``answered``, but of a stage whose last attempt has not ended what there is of it counts.
+
+    ``chars_per_token`` is of every stage: by it the tokens of an attempt are reckoned that nobody counted so far.
+    """
+    last = _last(attempts, stages)
+    return {n: read(counted(each, chars_per_token[n]), signals, prompt=prompt) for n, each in last.items()}
+
+
+def is_partial(attempt: Attempt) -> bool:
+    """True of the beginning of an answer: nothing went wrong, and no reason is told why it ended."""
+    return attempt.fault is None and attempt.finish_reason is None
+
+
+def _last(attempts: Sequence[Attempt], stages: Sequence[str]) -> dict[int, Attempt]:
     place = {stage: number for number, stage in enumerate(stages)}
-    last = {place[each.stage]: each for each in attempts if each.fault is None and each.stage in place}
-    return {stage: read(attempt, signals, prompt=prompt, prefix=prefix) for stage, attempt in last.items()}
+    return {place[each.stage]: each for each in attempts if each.fault is None and each.stage in place}
 
 
-def read(
-    attempt: Attempt, signals: Sequence[str] = SIGNALS, *, prompt: str | None = None, prefix: int | None = None
-) -> Signals:
+def read(attempt: Attempt, signals: Sequence[str] = SIGNALS, *, prompt: str | None = None) -> Signals:
     """What an answer says by itself, and of MORE_SIGNALS those that ``signals`` names.
 
     No output tokens, like no log probabilities, means that nobody counted them. ``prompt`` is the question's text, None
-    where it is not known. With ``prefix`` only so many tokens are read (``cut_to``).
+    where it is not known.
     """
-    if prefix is not None:
-        attempt = cut_to(attempt, prefix)
     text, count = attempt.text.rstrip()[-LONGEST:], attempt.usage.output_tokens
     final = final_answer(text)
     found = Signals(
@@ -193,6 +239,7 @@ def read(
         cut=float(attempt.finish_reason == "length"),
         refusal=float(_REFUSAL.search(attempt.text, 0, _OPENING) is not None),
         final=normal(final),
+        partial=float(is_partial(attempt)),
     )
     wanted = _OWN.intersection(signals).difference(SIGNALS)
     return found._replace(**_more(wanted, attempt, text, found.final, prompt)) if wanted else found
@@ -201,11 +248,9 @@ def read(
 def _more(wanted: frozenset[str], attempt: Attempt, text: str, final: str, prompt: str | None) -> dict[str, Any]:
     """Those of MORE_SIGNALS that are wanted, of an attempt of which ``text`` is read."""
     told = attempt.logprobs if attempt.logprobs and _tells_tokens(attempt) else None
-    found: dict[str, Any] = {}
-    if "min_logprob" in wanted:
-        found["min_logprob"] = _mean((min(told),)) if told else UNTOLD
-    if "tail_logprob" in wanted:
-        found["tail_logprob"] = _mean(told[-TAIL:]) if told else UNTOLD
+    found: dict[str, Any] = {} if told is None else {name: _LOGPROBS[name](told) for name in wanted & set(_LOGPROBS)}
+    if "opens" in wanted:
+        found["opens"] = float(_opening(attempt.text))
     if "digits" in wanted:
         found["digits"] = _digits(text)
     if "repeats" in wanted:
@@ -221,6 +266,14 @@ def _more(wanted: frozenset[str], attempt: Attempt, text: str, final: str, promp
     if "letter" in wanted:
         found["letter"] = float(_ALPHABET.find(final) + 1) if len(final) == 1 else 0.0
     return found
+
+
+_LOGPROBS: Mapping[str, Callable[[Sequence[float]], float]] = {
+    "min_logprob": lambda told: _mean((min(told),)),
+    "tail_logprob": lambda told: _mean(told[-TAIL:]),
+    "first_logprob": lambda told: _mean(told[:1]),
+    "low_logprob": lambda told: _mean(sorted(told)[: -(-len(told) // LOW)]),
+}
 
 
 def without_logprobs(signals: Signals) -> Signals:
@@ -250,6 +303,16 @@ def _repeats(text: str) -> float:
     words = text[-LOOK:].split()
     grams = list(zip(words, words[1:], words[2:], words[3:], strict=False))
     return max(1 - len(set(each)) / len(each) if each else 0.0 for each in (lines, grams))
+
+
+def _opening(text: str) -> int:
+    """The place in OPENINGS of what an answer's first line begins with."""
+    head = text[:_OPENING].lstrip()[:3]
+    tests = (not head, head[:1].isdigit(), head[:1].isupper(), head[:1].isalpha(), head == "```")
+    known = next((place for place, holds in enumerate(tests) if holds), None)
+    if known is not None:
+        return known
+    return 5 if head[0] in "#-*•|>" else 6 if head[0] in "([{<\\$" else 7
 
 
 def _overlap(text: str, prompt: str) -> float:
@@ -310,23 +373,55 @@ def _said(choice: Any) -> str:
 # ── the beginning of an answer ───────────────────────────────────────────────
 
 
-def cut_to(attempt: Attempt, tokens: int) -> Attempt:
-    """The attempt as it stood after so many tokens; itself where it has no more. ``tokens`` is at least 1.
+def chars_of(value: Any, what: str, stages: int) -> tuple[float, ...]:
+    """The characters of a token of every stage, of an artifact; raises ArtifactError that names ``what``."""
+    return numbers_of(value, what, stages, low=FEWEST_CHARS, high=MOST_CHARS)
 
-    Where the wire reply tells the tokens, the text is theirs; else each is taken to be as long as the answer's mean. A
-    mean log probability of the whole answer is left out: it tells of what is cut off. An answer whose tokens nobody
-    counted is not cut.
+
+def band(found: Mapping[int, Signals]) -> int:
+    """A number below BANDS for how many tokens an answer has of which the end is not told: 1, 2 to 3, 4 to 7 …
+
+    Of several such answers the shortest counts.
+    """
+    tokens = min((told.tokens for told in found.values() if told.partial), default=0.0)
+    return min(max(int(log2(max(expm1(tokens), 1.0) + 0.5)), 0), BANDS - 1)
+
+
+def cut_to(attempt: Attempt, tokens: int, chars_per_token: float = CHARS_PER_TOKEN) -> Attempt:
+    """The attempt as it stood after so many tokens, at least 1: a partial one; itself where it has no more.
+
+    Nothing of what is cut off can be read from it. Where the wire reply tells the tokens, the text is theirs; else
+    each is taken to have ``chars_per_token`` characters, which has to be a mean over answers: this answer's own would
+    tell how long it is going to be. A mean log probability of the whole answer is left out, and so are seconds and
+    cost. An answer whose tokens nobody counted is not cut.
     """
     if tokens < 1:
         raise ValueError(f"an answer has no {tokens} tokens: read 1 at the least")
-    count = attempt.usage.output_tokens
-    if count <= tokens:
+    if attempt.usage.output_tokens <= tokens:
         return attempt
     pieces = _pieces(attempt.raw)
-    text = attempt.text[: -(-len(attempt.text) * tokens // count)] if pieces is None else "".join(pieces[:tokens])
+    text = attempt.text[: ceil(tokens * chars_per_token)] if pieces is None else "".join(pieces[:tokens])
+    return _unended(attempt, text, tokens)
+
+
+def unended(attempt: Attempt) -> Attempt:
+    """All of an answer's tokens, its end not yet told."""
+    return _unended(attempt, attempt.text, attempt.usage.output_tokens)
+
+
+def _unended(attempt: Attempt, text: str, tokens: int) -> Attempt:
     told = attempt.logprobs[:tokens] if attempt.logprobs and _tells_tokens(attempt) else None
-    usage = replace(attempt.usage, output_tokens=tokens)
-    return replace(attempt, text=text, usage=usage, logprobs=told, finish_reason=None, raw=None)
+    usage = Usage(attempt.usage.prompt_tokens, tokens)
+    return Attempt(attempt.stage, text, usage, first_token_s=attempt.first_token_s, logprobs=told)
+
+
+def counted(attempt: Attempt, chars_per_token: float) -> Attempt:
+    """A partial attempt with its tokens so far: as told, else one for each log probability, else by its length."""
+    if not is_partial(attempt) or attempt.usage.output_tokens > 0:
+        return attempt
+    told = len(attempt.logprobs or ())
+    tokens = told if told > 1 else ceil(len(attempt.text) / chars_per_token)
+    return replace(attempt, usage=replace(attempt.usage, output_tokens=tokens))
 
 
 def _pieces(raw: Mapping[str, Any] | None) -> list[str] | None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
 from math import exp, log, sqrt
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,13 +17,15 @@ from stepladder.errors import ArtifactError
 from stepladder.predictors import history
 from stepladder.predictors.artifact import content_version, numbers_of, shaped
 from stepladder.predictors.gbdt import GBDTPredictor, Trees
+from stepladder.predictors.history import Signals
 from stepladder.predictors.posterior import Correction
 from stepladder.predictors.reading import Reading
 from stepladder.types import Estimate, Estimates, Features
 
 Profile = Literal["full", "fast"]
-AFTER, FAST = "after_", "fast_"
-"""What the names of arrays and parameters begin with: of heads for after an answer, and of the profile ``fast``."""
+AFTER, PREFIX, FAST = "after_", "prefix_", "fast_"
+"""What the names of arrays and parameters begin with: of heads for after an answer, of those for the beginning of one,
+and of the profile ``fast``."""
 
 CLIP = 5.0
 """Standard deviations from its mean beyond which a regression does not follow a column."""
@@ -40,13 +42,15 @@ class StackPredictor:
 
     Stacking (Wolpert, 1992) over linear scores, topics, neighbours and tasks; calibration is Platt's (1999) on
     cross-fitted estimates. The posterior after an answer is another head's, which reads the logits before any answer
-    and what the answers tell (``posterior.Correction``).
+    and what the answers tell (``posterior.Correction``). A third head, fitted to answers that were cut off, takes its
+    place while some attempt has not ended (``history.is_partial``); an artifact without one reads no such attempt.
 
-    ``arrays``: those of ``Reading``, of ``Head`` (and with AFTER before their names, for after an answer), and with
-    FAST before their names those of a ``gbdt``. ``params``: ``spread`` and ``measured`` as for ``logistic``; ``told``
-    and ``told_after`` (each (k,), the share of q(1−q) by which a stage's own answer will move its estimate, before any
-    answer and after others' answers; 0 by default, and in the profile ``fast``);
-    ``depth``, ``after_depth``, ``after_signals`` as for ``gbdt``;
+    ``arrays``: those of ``Reading``, of ``Head`` (and with AFTER before their names, for after an answer, with PREFIX
+    for the beginning of one), and with FAST before their names those of a ``gbdt``. ``params``: ``spread`` and
+    ``measured`` as for ``logistic``; ``told`` and ``told_after`` (each (k,), the share of q(1−q) by which a stage's own
+    answer will move its estimate, before any answer and after others' answers; 0 by default, and in the profile
+    ``fast``); ``depth``, and with AFTER or PREFIX ``depth``, ``signals`` and ``chars``, as for ``gbdt``;
+    ``prefix_trust`` as in ``PrefixHead``;
     ``fast`` (the parameters of that ``gbdt``; absent where there is none) and ``profile``, which one serves.
 
     Raises ArtifactError where parameters or arrays do not fit the ladder, or lack the profile.
@@ -63,6 +67,7 @@ class StackPredictor:
         # measured on the full profile's posteriors: the fast one's move less, and nobody measured by how much
         self._told = told if self.profile == "full" else ((0.0,) * count,) * 2
         self._signals: tuple[str, ...] = ()
+        self._prefix: PrefixHead | None = None
         self._fast = _fast(stages, params, arrays) if self.profile == "fast" else None
         if self._fast is None:
             self._open(params, arrays)
@@ -76,26 +81,72 @@ class StackPredictor:
             self._signals = history.known_signals(params[f"{AFTER}signals"], f"{AFTER}signals")
             self._correction = Correction(count, self._signals)
             self._after = Head(arrays, params, AFTER, count, self._correction.columns)
+        if f"{PREFIX}signals" in params:
+            self._prefix = _prefix(arrays, params, count)
 
     @property
     def reads(self) -> frozenset[str]:
         """The log probabilities of answers' tokens, where the heads for after an answer look at them."""
         if self._fast is not None:
             return self._fast.reads
-        return frozenset({LOGPROBS} if history.reads_logprobs(self._signals) else ())
+        signals = (*self._signals, *(() if self._prefix is None else self._prefix.correction.signals))
+        return frozenset({LOGPROBS} if history.reads_logprobs(signals) else ())
 
     def predict(self, features: Features) -> Estimates:
         """Estimates for every stage, after the answers among the attempts where there are any."""
-        answered = history.answered(features.attempts, self._stages, self._signals, prompt=features.text)
         if self._fast is not None:
-            found = self._fast.predict(features)
-            means = [found[stage].mean for stage in self._stages]
+            means, answered = self._fast.means(features)
         else:
             means = self._before.means(for_each_stage(self._reading.row(features.text), len(self._stages)))
-            if self._after is not None and answered:
-                means = self._after.means(self._correction.rows([logit(mean) for mean in means], answered))
+            means, answered = self._posterior(means, features)
         estimates = estimates_of(means, self._spreads, self._told[bool(answered)], answered)
         return Estimates(dict(zip(self._stages, estimates, strict=True)), calibrated=self._calibrated)
+
+    def _posterior(self, means: list[float], features: Features) -> tuple[list[float], Container[int]]:
+        """The means after the attempts, and which stages' answers moved them."""
+        attempts, prompt = features.attempts, features.text
+        answered = history.answered(attempts, self._stages, self._signals, prompt=prompt) if attempts else {}
+        logits = [logit(mean) for mean in means]
+        if self._after is not None and answered:
+            means = self._after.means(self._correction.rows(logits, answered))
+        if self._prefix is None or not any(map(history.is_partial, attempts)):
+            return means, answered
+        signals, chars = self._prefix.correction.signals, self._prefix.chars
+        begun = history.begun(attempts, self._stages, signals, chars, prompt=prompt)
+        return self._prefix.means(logits, means, begun), begun
+
+
+class PrefixHead(NamedTuple):
+    """What estimates are made with while an answer has not ended.
+
+    ``chars`` (k,) are of every stage's mean token. ``trust`` (BANDS,) says how far the head is followed after so many
+    tokens (``history.band``), and how far what would be said without that answer: 1 is all the way.
+    """
+
+    correction: Correction
+    head: Head
+    chars: tuple[float, ...]
+    trust: tuple[float, ...]
+
+    def means(self, logits: Sequence[float], without: Sequence[float], found: Mapping[int, Signals]) -> list[float]:
+        """(k,) estimates after these beginnings; ``logits`` (k,) are of those before any answer, ``without`` (k,) the
+        means after the whole answers alone."""
+        share = self.trust[history.band(found)]
+        told = self.head.means(self.correction.rows(logits, found))
+        return blended(told, without, share)
+
+
+def blended(told: Sequence[float], without: Sequence[float], share: float) -> list[float]:
+    """Means whose logits lie between two others': ``share`` of the way from ``without`` to ``told``."""
+    pairs = zip(told, without, strict=True)
+    return [sigmoid(share * logit(one) + (1 - share) * logit(other)) for one, other in pairs]
+
+
+def _prefix(arrays: Mapping[str, Any], params: Mapping[str, Any], stages: int) -> PrefixHead:
+    correction = Correction(stages, history.known_signals(params[f"{PREFIX}signals"], f"{PREFIX}signals"))
+    chars = history.chars_of(params.get(f"{PREFIX}chars"), f"{PREFIX}chars", stages)
+    trust = numbers_of(params.get(f"{PREFIX}trust"), f"{PREFIX}trust", history.BANDS)
+    return PrefixHead(correction, Head(arrays, params, PREFIX, stages, correction.columns), chars, trust)
 
 
 class Head:

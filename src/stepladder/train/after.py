@@ -1,7 +1,7 @@
-"""Rows with answers → boosted trees for after an answer (``predictors/gbdt.py``). Needs the extra [train].
+"""Rows with answers → boosted trees for after an answer, and for the beginning of one (``predictors/gbdt.py``).
 
-An example is a query and the set of stages that answered it; each stage's trees learn that stage's quality from the
-text and from those answers, whether the stage itself is among them or not.
+Needs the extra [train]. An example is a query and the set of stages that answered it; each stage's trees learn that
+stage's quality from the text and from those answers, whether the stage itself is among them or not.
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ from numpy.typing import NDArray
 
 from stepladder.predictors import history
 from stepladder.predictors.artifact import Artifact
-from stepladder.predictors.gbdt import AFTER
+from stepladder.predictors.gbdt import AFTER, PREFIX
 from stepladder.predictors.history import Signals
+from stepladder.train import prefix
 from stepladder.train.boost import LEAF_ROWS, LEAVES, Prepared, Tree, before, depth, forest, prepared, stacked
 from stepladder.train.fit import Grams, Matrix, Row
+from stepladder.train.prefix import AGAIN, Cutter, cutter_of
 from stepladder.types import Attempt
 
 PER_QUERY = 3
@@ -27,11 +29,17 @@ PER_QUERY = 3
 MOST = 60_000
 """Examples of a stage, at the most: more take longer and hardly tell more."""
 
+MOST_BEGINNINGS = 30_000
+"""The same of beginnings: each has to be read anew."""
+
 WEIGHT_OF_PREFIX = 2.0
 """How much likelier a set of the lowest stages is drawn than another: cascades meet those most."""
 
 ALL_SETS = 3
 """Stages up to which all sets of stages are drawn from."""
+
+FEWEST_CUT = 60
+"""Answers with a text, from which trees for the beginning of one are grown."""
 
 HIDDEN = 0.5
 """Share of the examples without log probabilities: where the training table has them, a server may still tell none."""
@@ -46,12 +54,12 @@ def fit_gbdt_after(
     grams: Grams | None = None,
 ) -> Artifact:
     """``boost.fit_gbdt``, and where rows tell of answers trees for after one, that learn from PER_QUERY sets of stages
-    of each query, MOST examples a stage.
+    of each query, MOST examples a stage; where they tell whole texts, trees for the beginning of one too (``prefix``).
 
     Examples of one query share its outcomes, so a leaf holds PER_QUERY times as many as before an answer. The arrays
     before an answer are those of ``fit_gbdt``, bit for bit. Without any answer among the rows that is all.
-    ``metrics``: also ``after_rows`` and ``after_trees``, of all stages. Raises UsageError for rows that cannot be
-    fitted, MissingExtraError.
+    ``metrics``: also ``after_rows`` and ``after_trees``, ``prefix_rows`` and ``prefix_trees``, of all stages. Raises
+    UsageError for rows that cannot be fitted, MissingExtraError.
     """
     known = prepared(rows, stages, grams)
     artifact = before(known, stages, seed, leaves=leaves)
@@ -59,23 +67,58 @@ def fit_gbdt_after(
     if not any(tells(row.answer) for line in asked for row in line.values()):
         return artifact
     examples = _examples(asked, len(stages), known.place, np.random.default_rng(seed))
+    grown = _grown(asked, examples, known, len(stages), _Way(AFTER, seed, Tree(leaves, LEAF_ROWS * PER_QUERY)))
+    if grown is None:
+        return artifact
+    artifact = _with(artifact, grown, AFTER, {"signals": list(history.SIGNALS)})
+    told = [{n: row.answer for n, row in line.items() if row.answer is not None} for line in asked]
+    cutter = cutter_of(told, len(stages), FEWEST_CUT)
+    if cutter is None:
+        return artifact
+    examples = _beginnings(asked, told, cutter, known.place, np.random.default_rng(seed))
+    grown = _grown(asked, examples, known, len(stages), _Way(PREFIX, seed, Tree(leaves, LEAF_ROWS * PER_QUERY)))
+    if grown is None:
+        return artifact
+    return _with(artifact, grown, PREFIX, {"signals": list(prefix.SIGNALS), "chars": list(cutter.chars)})
+
+
+class _Way(NamedTuple):
+    """How trees are grown: what the names of their arrays begin with, the seed, and their shape."""
+
+    prefix: str
+    seed: int
+    tree: Tree
+
+
+class _Grown(NamedTuple):
+    arrays: Mapping[str, NDArray[Any]]
+    metrics: Mapping[str, float]
+
+
+def _grown(
+    asked: Sequence[Mapping[int, Row]], examples: _Examples, known: Prepared, stages: int, way: _Way
+) -> _Grown | None:
+    """The trees of all stages; None where one's queries told of no answer, or none was drawn."""
+    if not len(examples.query):
+        return None
     forests, count = [], 0
-    for stage in range(len(stages)):
+    for stage in range(stages):
         inputs, quality, held = _stage(stage, asked, examples, known)
-        if not len(quality):  # its queries told of no answer, or none was drawn
-            return artifact
-        forests.append(forest(inputs, quality, held, seed, Tree(leaves, LEAF_ROWS * PER_QUERY)))
+        if not len(quality):
+            return None
+        forests.append(forest(inputs, quality, held, way.seed, way.tree))
         count += len(quality)
-    return _with(artifact, stacked(forests), {"after_rows": count, "after_trees": sum(len(f.value) for f in forests)})
+    trees = sum(len(each.value) for each in forests)
+    return _Grown(stacked(forests), {f"{way.prefix}rows": count, f"{way.prefix}trees": trees})
 
 
-def _with(artifact: Artifact, arrays: Mapping[str, NDArray[Any]], metrics: Mapping[str, float]) -> Artifact:
-    signals = {f"{AFTER}depth": depth(arrays), f"{AFTER}signals": list(history.SIGNALS)}
+def _with(artifact: Artifact, grown: _Grown, name: str, params: Mapping[str, Any]) -> Artifact:
+    own = {"depth": depth(grown.arrays), **params}
     return replace(
         artifact,
-        params={**artifact.params, **signals},
-        arrays={**artifact.arrays, **{f"{AFTER}{name}": array for name, array in arrays.items()}},
-        metrics={**artifact.metrics, **metrics},
+        params={**artifact.params, **{name + key: value for key, value in own.items()}},
+        arrays={**artifact.arrays, **{name + key: array for key, array in grown.arrays.items()}},
+        metrics={**artifact.metrics, **grown.metrics},
     )
 
 
@@ -120,6 +163,28 @@ def _examples(
             query.append(number)
             signals.append(history.numbers(_hidden(found) if hide else found, stages))
     texts = [place[next(iter(asked[number].values())).text] for number in query]
+    return _Examples(np.array(query, dtype=np.intp), np.array(texts, dtype=np.intp), np.array(signals))
+
+
+def _beginnings(
+    asked: Sequence[Mapping[int, Row]],
+    told: Sequence[Mapping[int, Attempt]],
+    cutter: Cutter,
+    place: Mapping[str, int],
+    rng: np.random.Generator,
+) -> _Examples:
+    """Examples with one answer cut off."""
+    stages = len(cutter.chars)
+    drawn = drawn_sets(len(asked), stage_sets(stages, rng), rng, most=MOST_BEGINNINGS // AGAIN)
+    query: list[int] = []
+    signals: list[list[float]] = []
+    texts: list[int] = []
+    for number, found in cutter.beginnings(told, *drawn, rng):
+        text = next(iter(asked[number].values())).text
+        read = prefix.read(found, prefix.SIGNALS, text, hidden=bool(rng.random() < HIDDEN))
+        query.append(number)
+        texts.append(place[text])
+        signals.append(history.numbers(read, stages, prefix.SIGNALS))
     return _Examples(np.array(query, dtype=np.intp), np.array(texts, dtype=np.intp), np.array(signals))
 
 

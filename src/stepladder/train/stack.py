@@ -14,15 +14,28 @@ from numpy.typing import NDArray
 
 from stepladder.errors import UsageError
 from stepladder.evaluate.aligned import Aligned
+from stepladder.evaluate.metrics import log_loss
 from stepladder.predictors import history
 from stepladder.predictors.artifact import Artifact
 from stepladder.predictors.history import Signals
 from stepladder.predictors.posterior import Correction
-from stepladder.predictors.stack import AFTER, CLIP, Head, estimates_of, for_each_stage, logit
+from stepladder.predictors.stack import (
+    AFTER,
+    CLIP,
+    PREFIX,
+    Head,
+    PrefixHead,
+    blended,
+    estimates_of,
+    for_each_stage,
+    logit,
+)
 from stepladder.train.after import HIDDEN, drawn_sets, stage_sets, tells
 from stepladder.train.boost import Forest, Tree, depth, forest_of, stacked, staged
 from stepladder.train.fit import halves_of, quiet, sklearn_module, spread_of_outcomes
 from stepladder.train.lesson import Lesson, lesson_of
+from stepladder.train.prefix import AGAIN, cutter_of
+from stepladder.train.prefix import read as read_beginning
 from stepladder.train.reading import fit_reading
 from stepladder.train.rows import drawn
 from stepladder.types import Attempt, Estimates
@@ -47,6 +60,9 @@ MOST = 20_000
 
 MOST_AFTER = 40_000
 """Examples of sets of answers that heads for after an answer learn from, at the most."""
+
+TRUSTS = tuple(np.linspace(0.0, 1.0, 11).round(1).tolist())
+"""How far heads for the beginning of an answer may be followed."""
 
 FLAT = 1e-9
 """A column whose standard deviation is below this says nothing."""
@@ -89,6 +105,7 @@ class Crossed:
     texts: Sequence[str]
     spread: Sequence[float]
     correction: Correction | None = None
+    prefix: Sequence[PrefixHead] = ()
     told: tuple[Sequence[float], Sequence[float]] = ((), ())
     _means: dict[int, list[float]] = field(default_factory=dict)
 
@@ -105,23 +122,32 @@ class Crossed:
         return self._means[place]
 
     def posterior(self, place: int, answered: Mapping[int, Signals]) -> list[float]:
-        """The query's estimates after answers with these signals."""
+        """The query's estimates after answers with these signals, of which some may not have ended."""
         means = self.means(place)
-        if self.correction is None or not answered:
-            return means
-        rows = self.correction.rows([logit(mean) for mean in means], answered)
-        return self.after[int(self.fold_of[place])].means(rows)
+        fold, logits = int(self.fold_of[place]), [logit(mean) for mean in means]
+        whole = {stage: told for stage, told in answered.items() if not told.partial}
+        if self.correction is not None and whole:
+            means = self.after[fold].means(self.correction.rows(logits, whole))
+        if self.prefix and len(whole) < len(answered):
+            return self.prefix[fold].means(logits, means, answered)
+        return means
 
     def estimates(self, place: int, attempts: tuple[Attempt, ...] = ()) -> Estimates:
         """What the router would be told of the query after these attempts."""
-        found = history.answered(attempts, self.stages, self.signals, prompt=self.texts[place])
+        prompt = self.texts[place]
+        if self.prefix and any(map(history.is_partial, attempts)):
+            signals, chars = self.prefix[0].correction.signals, self.prefix[0].chars
+            found = history.begun(attempts, self.stages, signals, chars, prompt=prompt)
+        else:
+            found = history.answered(attempts, self.stages, self.signals, prompt=prompt)
         told = self.told[bool(found)] or [0.0] * len(self.stages)
         said = estimates_of(self.posterior(place, found), self.spread, told, found)
         return Estimates(dict(zip(self.stages, said, strict=True)), calibrated=True)
 
 
 def fit_stack(data: Aligned, seed: int = 0) -> Stacked:
-    """A reading of the texts, heads for before an answer, and for after one where the table holds answers.
+    """A reading of the texts, heads for before an answer, for after one where the table holds answers, and for the
+    beginning of one where it holds their texts.
 
     A quality between 0 and 1 counts as that share of a right answer (log-loss). Heads are calibrated, and
     ``params["told"]`` measured, on cross-fitted estimates. At most MOST queries are learned from. Raises UsageError
@@ -150,6 +176,13 @@ def fit_stack(data: Aligned, seed: int = 0) -> Stacked:
         crossed.told = _told(crossed, answers, rng)
         params |= {"told": list(crossed.told[0]), "told_after": list(crossed.told[1])}
         metrics |= {"after_rows": float(after.rows), "after_trees": float(after.trees)}
+        prefix = _fit_prefix(crossed, lesson, answers, np.random.default_rng(seed), seed)
+        if prefix is not None:
+            one = crossed.prefix[0]
+            arrays |= prefix.arrays
+            params |= {f"{PREFIX}depth": prefix.depth, f"{PREFIX}signals": list(one.correction.signals)}
+            params |= {f"{PREFIX}chars": list(one.chars), f"{PREFIX}trust": list(one.trust)}
+            metrics |= {"prefix_rows": float(prefix.rows), "prefix_trees": float(prefix.trees)}
     return Stacked(arrays, params, metrics, crossed)
 
 
@@ -311,7 +344,8 @@ def _answers(data: Aligned) -> Answers | None:
 
 def _signals(answers: Answers, texts: Sequence[str], rng: np.random.Generator) -> tuple[str, ...]:
     """The signals that some answer of LOOKED_AT queries has; those that none has would only take time."""
-    own = [name for name in history.ALL_SIGNALS if name not in ("answered", "agreement", history.PAIRED)]
+    not_own = ("answered", "agreement", history.PAIRED, *history.OF_BEGINNINGS)
+    own = [name for name in history.ALL_SIGNALS if name not in not_own]
     known = set()
     for place in rng.permutation(len(answers))[:LOOKED_AT].tolist():
         for answer in answers[place]:
@@ -341,6 +375,64 @@ def _fit_after(crossed: Crossed, lesson: Lesson, answers: Answers, seed: int, rn
     heads = _heads(np.stack(rows), lesson.quality[learned], crossed.fold_of[learned], way)
     crossed.after, crossed.correction = heads.crossed, correction
     return heads
+
+
+def _fit_prefix(
+    crossed: Crossed, lesson: Lesson, answers: Answers, rng: np.random.Generator, seed: int
+) -> _Heads | None:
+    """Heads for the beginning of an answer; they and what they read are written into ``crossed``. None where too few
+    answers have a text that can be cut off."""
+    stages = lesson.quality.shape[1]
+    told = [{stage: answer for stage, answer in enumerate(line) if tells(answer)} for line in answers]
+    cutter = cutter_of(told, stages, FEWEST)
+    if cutter is None:
+        return None
+    signals = (*crossed.signals, *history.OF_BEGINNINGS)
+    correction = Correction(stages, signals)
+    drawn = drawn_sets(len(told), stage_sets(stages, rng), rng, most=MOST_AFTER // AGAIN)
+    rows: list[Matrix] = []
+    learned: list[int] = []
+    heard: list[dict[int, Signals]] = []
+    for place, found in cutter.beginnings(told, *drawn, rng):
+        read = read_beginning(found, signals, lesson.texts[place], hidden=bool(rng.random() < HIDDEN))
+        rows.append(correction.rows([logit(mean) for mean in crossed.means(place)], read))
+        learned.append(place)
+        heard.append(read)
+    if len(rows) < FEWEST:
+        return None
+    way = _Way(PREFIX, AFTER_TREE, seed)
+    heads = _heads(np.stack(rows), lesson.quality[learned], crossed.fold_of[learned], way)
+    folds = crossed.fold_of[learned].tolist()
+    said = np.array([heads.crossed[fold].means(row) for fold, row in zip(folds, rows, strict=True)])
+    without = np.array([crossed.posterior(place, _whole(read)) for place, read in zip(learned, heard, strict=True)])
+    trust = _trust(np.array([history.band(read) for read in heard]), said, without, lesson.quality[learned])
+    crossed.prefix = [PrefixHead(correction, head, cutter.chars, trust) for head in heads.crossed]
+    return heads
+
+
+def _trust(bands: Numbers, told: Matrix, without: Matrix, quality: Matrix) -> tuple[float, ...]:
+    """(BANDS,) how far heads for beginnings are followed after so many tokens: where the log-loss of (m, k) estimates
+    ``told`` of queries that they did not learn from, blended with those ``without`` a beginning, is lowest.
+
+    A band (m,) that has too few queries takes the one before it, the first none of it.
+    """
+    found: list[float] = []
+    for number in range(history.BANDS):
+        mine = bands == number
+        if mine.sum() < FEWEST:
+            found.append(found[-1] if found else 0.0)
+            continue
+        one, other = told[mine], without[mine]
+        losses = [
+            log_loss(quality[mine], np.array([blended(*pair, share) for pair in zip(one, other, strict=True)]))
+            for share in TRUSTS
+        ]
+        found.append(TRUSTS[int(np.argmin(losses))])
+    return tuple(found)
+
+
+def _whole(read: Mapping[int, Signals]) -> dict[int, Signals]:
+    return {stage: told for stage, told in read.items() if not told.partial}
 
 
 def _read(line: Sequence[Attempt], signals: tuple[str, ...], text: str) -> dict[int, Signals]:
