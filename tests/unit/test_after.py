@@ -60,6 +60,10 @@ def longer() -> Artifact:
     return fit_gbdt_after(fit_rows(wordy(telling())), STAGES)
 
 
+def whole(stage: str, text: str) -> Attempt:
+    return Attempt(stage, text, finish_reason="stop")
+
+
 def wordy(data: Aligned) -> Aligned:
     """The same, but a wrong answer is "?", which tells on its own that it is wrong."""
     rows = [
@@ -90,13 +94,13 @@ def test_the_cascade_climbs_exactly_where_the_answer_says_it_is_wrong(longer: Ar
 def test_agreement_tells_once_both_answered(fitted: Artifact) -> None:
     predictor = made(fitted)
     right, wrong = (
-        predictor.predict(Features({}, "What is fact 7?", (Attempt("a", text, finish_reason="stop"), Attempt("b", "42", finish_reason="stop"))))
+        predictor.predict(Features({}, "What is fact 7?", (whole("a", text), whole("b", "42"))))
         for text in ("42", "41")
     )
     assert right["a"].mean > 0.9
     assert wrong["a"].mean < 0.1
     assert wrong["b"].mean > 0.9
-    alone = predictor.predict(Features({}, "What is fact 7?", (Attempt("a", "41", finish_reason="stop"),)))
+    alone = predictor.predict(Features({}, "What is fact 7?", (whole("a", "41"),)))
     assert 0.3 < alone["a"].mean < 0.7
 
 

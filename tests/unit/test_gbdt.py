@@ -26,6 +26,10 @@ from stepladder.types import Attempt, Fault, Features
 NO_COUNTS = [0.0] * WORDS
 
 
+def said(text: str) -> Attempt:
+    return Attempt("a", text, finish_reason="stop")
+
+
 def value(text: str, name: str, counts: list[float] = NO_COUNTS, *, known: bool = False) -> float:
     return numbers(text, counts, known=known)[NAMES.index(name)]
 
@@ -210,7 +214,7 @@ def with_after(**change: Any) -> tuple[dict[str, Any], dict[str, Any]]:
 def test_trees_for_after_an_answer_are_asked_once_there_is_one() -> None:
     params, arrays = with_after()
     both, plain = GBDTPredictor(("a",), params, arrays), GBDTPredictor(("a",), {"depth": 1}, arrays_of())
-    told = Features({}, "", (Attempt("a", "4", finish_reason="stop"),))
+    told = Features({}, "", (said("4"),))
     failed = Features({}, "", (Attempt("a", fault=Fault("server", "broken")),))
     assert both.predict(Features({}, "")) == both.predict(failed) == plain.predict(Features({}, ""))
     assert both.predict(told)["a"].mean == pytest.approx(1 / (1 + np.exp(-1)))
@@ -275,7 +279,7 @@ def of_signals(*signals: str) -> GBDTPredictor:
 def test_trees_read_the_signals_that_their_artifact_names(signal: str, low: str, high: str) -> None:
     for signals in ([signal], [signal, "answered"]):
         predictor = of_signals(*signals)
-        below, above = (predictor.predict(Features({}, "2+2?", (Attempt("a", text, finish_reason="stop"),)))["a"] for text in (low, high))
+        below, above = (predictor.predict(Features({}, "2+2?", (said(text),)))["a"] for text in (low, high))
         assert (below.mean, above.mean) == (pytest.approx(1 / (1 + np.exp(1))), pytest.approx(1 / (1 + np.exp(-1))))
 
 
