@@ -651,7 +651,7 @@ def _or_again(decision: Decision, view: View) -> Decision:
     left = [stage for stage in dropped if stage in view.stages and tried.count(stage) == 1]
     if not left:
         return decision
-    told = f"{left[-1]}, whose answer was dropped, is asked again: {decision.reason}"
+    told = f"{left[-1]}, whose answer was dropped, is asked again: nothing else is left"
     return Decision(Call(left[-1], final=True), values=decision.values, reason=told)
 
 

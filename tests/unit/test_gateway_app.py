@@ -107,6 +107,78 @@ async def test_usage_is_the_answering_calls_and_spent_is_everything() -> None:
     assert body["stepladder"]["cost"] == PRICE["small"] + PRICE["medium"]
 
 
+async def test_usage_by_stage_adds_up_to_everything() -> None:
+    body = (await post(world().app, CHAT, {**QUESTION, "stepladder": {"mode": "cascade"}})).json["stepladder"]
+    assert list(body["usage"]) == list(STAGES)
+    assert sum(each["cost"] for each in body["usage"].values()) == pytest.approx(body["cost"])
+    assert sum(each["calls"] for each in body["usage"].values()) == len(body["spent"])
+    assert {each["faults"] for each in body["usage"].values()} == {0}
+
+
+async def test_value_before_and_after_the_answer() -> None:
+    block = (await post(world().app, CHAT, QUESTION)).json["stepladder"]
+    expected, realised = block["value"]["expected"], block["value"]["realised"]
+    assert expected == {"quality": 0.6, "cost": 1.25, "value": pytest.approx(5 * 0.6 - 1.25)}
+    assert realised["cost"] == pytest.approx(1.0 + 0.5 * 0.25)  # billed, and a quarter of a second at 0.25 / 0.5 s
+    assert realised["value"] == pytest.approx(5 * realised["quality"] - realised["cost"])
+
+
+async def test_a_cascade_that_climbed_to_the_top_saved_less_than_nothing() -> None:
+    body = (await post(world().app, CHAT, {**QUESTION, "stepladder": {"mode": "cascade"}})).json["stepladder"]
+    saved = PRICE["large"] - sum(PRICE.values())
+    assert body["baseline"] == {"stage": "large", "cost": 1.8, "saved": pytest.approx(saved), "estimate": False}
+    assert body["baseline"]["saved"] < 0
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_savings_are_told_against_the_declared_baseline(stream: bool) -> None:
+    made = world(settings=GatewaySettings(baseline="medium"))
+    got = await post(made.app, CHAT, {**QUESTION, "stream": stream, "stepladder": {"report": True}})
+    block = (got.events[-2] if stream else got.json)["stepladder"]
+    assert block["baseline"] == {"stage": "medium", "cost": 1.3, "saved": pytest.approx(0.3), "estimate": True}
+    assert got.headers.get("x-stepladder-saved") == (None if stream else "0.3")
+    route = (await post(made.app, "/v1/route", QUESTION)).json
+    assert route["baseline"]["saved"] == pytest.approx(0.3)
+
+
+async def test_the_runner_up_and_why_it_lost() -> None:
+    body = (await post(world().app, CHAT, {**QUESTION, "stepladder": {"explain": True}})).json
+    second = body["stepladder"]["runner_up"]
+    assert (second["action"], second["stage"]) == ("call", "large")  # 5 x 0.9 - 2.05 = 2.45, medium's 2.2
+    assert second["behind"] == pytest.approx(1.75 - 2.45)  # the fake policy does not go by value
+    assert "quality +0.300, worth +1.5 at λ=5, for +0.8 in cost" in second["why"]
+    assert "looks at more than the next step" in second["why"]
+    assert second == body["stepladder"]["steps"][0]["runner_up"]
+    stop = body["stepladder"]["steps"][1]["runner_up"]
+    assert (stop["action"], stop["stage"]) == ("call", "large")
+    assert "runner_up" not in (await post(world().app, CHAT, QUESTION)).json["stepladder"]
+
+
+async def test_one_stage_has_no_runner_up() -> None:
+    block = {"min_stage": "large", "explain": True}
+    body = (await post(world().app, CHAT, {**QUESTION, "stepladder": block})).json
+    assert body["stepladder"]["runner_up"] is None
+
+
+PRESETS = {"production": {"lambda": 1.5}, "careful": {"lambda": 9.0, "mode": "cascade", "max_stage": "medium"}}
+
+
+async def test_a_preset_is_a_model() -> None:
+    made = world(settings=GatewaySettings(presets=PRESETS))
+    listed = [model["id"] for model in (await get(made.app, "/v1/models")).json["data"]]
+    assert listed == ["stepladder", "stepladder/production", "stepladder/careful", *STAGES]
+    assert (await get(made.app, "/v1/models/stepladder/careful")).json["id"] == "stepladder/careful"
+    body = (await post(made.app, CHAT, {**QUESTION, "model": "stepladder/careful"})).json
+    assert (body["model"], body["stepladder"]["lambda"], body["stepladder"]["mode"]) == ("medium", 9.0, "cascade")
+    assert made.engine.calls[0][1].dials.max_stage == "medium"
+
+
+@pytest.mark.parametrize("model", ["production", "stepladder/", "stepladder/produktion", "large/production"])
+async def test_presets_that_are_none(model: str) -> None:
+    got = await post(world(settings=GatewaySettings(presets=PRESETS)).app, CHAT, {**QUESTION, "model": model})
+    assert (got.status, got.error["code"]) == (404, "model_not_found")
+
+
 async def test_what_was_spent_without_an_answer_is_told() -> None:
     async def script(request: Request, stage: Stage) -> AsyncGenerator[EngineEvent, None]:
         yield replace(fault(stage.name, "timeout"), usage=Usage(5, 1))

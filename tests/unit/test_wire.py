@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stepladder.engines.wire import body as engine_body
 from stepladder.errors import RequestError
 from stepladder.gateway.wire import Names, dumps, models_body, needs, parse_object, read_request, usage_body
 from stepladder.types import EMPTY, Dials, Request, Usage
@@ -88,6 +90,21 @@ def test_own_name_or_none_leaves_it_to_the_policy(model: dict[str, Any]) -> None
     assert read(**model).dials == Dials()
 
 
+@given(*[st.none() | st.floats(0, 9)] * 3)
+def test_body_over_headers_over_preset(block: float | None, header: float | None, preset: float | None) -> None:
+    names = replace(NAMES, presets={"x": {} if preset is None else {"lambda": preset}})
+    headers = [] if header is None else [(b"x-stepladder-lambda", repr(header).encode())]
+    body = {"messages": QUESTION, "model": "stepladder/x", "stepladder": {"lambda": block}}
+    found = read_request(body, names, headers, "chat").dials.lam
+    assert found == next((value for value in (block, header, preset) if value is not None), None)
+
+
+def test_a_preset_sets_what_it_names_and_nothing_else() -> None:
+    names = replace(NAMES, presets={"x": {"mode": "cascade", "stream_mode": "hold-back", "hold_back": 8}})
+    body = {"messages": QUESTION, "model": "stepladder/x", "stepladder": {"mode": "route"}}
+    assert read_request(body, names).dials == Dials(mode="route", stream_mode="hold-back", hold_back=8)
+
+
 def test_a_stage_name_allows_that_stage_alone() -> None:
     dials = read(model="medium", stepladder={"lambda": 2, "max_cost": 9}).dials
     assert dials == Dials(lam=2.0, mode="fixed", min_stage="medium", max_stage="medium", max_cost=9.0)
@@ -155,6 +172,13 @@ def test_lambda_may_be_nothing_but_a_budget_may_not() -> None:
         ({"mode": 3}, "stepladder.mode", "must be a string, not a number"),
         ({"min_stage": ["small"]}, "stepladder.min_stage", "must be a string, not a list"),
         ({"explain": 1}, "stepladder.explain", "must be true or false"),
+        ({"report": "yes"}, "stepladder.report", "must be true or false"),
+        ({"stream_mode": "holdback"}, "stepladder.stream_mode", "did you mean 'hold-back'?"),
+        ({"hold_back": 0}, "stepladder.hold_back", "from 1 to 4096, not 0"),
+        ({"hold_back": 2.5}, "stepladder.hold_back", "a whole number"),
+        ({"hold_back": 5000}, "stepladder.hold_back", "from 1 to 4096"),
+        ({"session": ""}, "stepladder.session", "1 to 256 characters long, not 0"),
+        ({"session": "x" * 257}, "stepladder.session", "not 257"),
         ("cheap", "stepladder", "must be an object, not a string"),
         ([], "stepladder", "must be an object, not a list"),
     ],
@@ -228,6 +252,40 @@ def test_a_user_must_say_something(content: dict[str, Any]) -> None:
 )
 def test_messages_that_may_say_little(message: dict[str, Any]) -> None:
     assert list(read(messages=[*QUESTION, message]).messages) == [*QUESTION, message]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "text", "several"),
+    [
+        ("a", "a", False),
+        (["a"], "a", False),
+        (["a", "b"], "a\nb", True),
+        (["a", ""], "a", True),
+        ([5, 70, 0], "5 70 0", True),
+        ([[5, 70], [1]], "5 70\n1", True),
+        ([[5, 70]], "5 70", True),
+        (["a", [1, 2]], "a\n1 2", True),
+    ],
+)
+def test_prompts_in_every_shape(prompt: Any, text: str, several: bool) -> None:
+    request = read_request({"prompt": prompt, "echo": True, "best_of": 2, "suffix": "!"}, NAMES, endpoint="completion")
+    assert request.prompt == text
+    assert request.needs == ({"prompts"} if several else set())
+    sent = orjson.loads(engine_body(request, "m", ask_usage=False))
+    assert sent["prompt"] == (prompt if several else text)
+    assert (sent["echo"], sent["best_of"], sent["suffix"]) == (True, 2, "!")
+
+
+def test_a_prompt_beside_messages_is_a_field_that_nobody_here_knows() -> None:
+    request = read(prompt=["x", "y"])
+    assert request.needs == set()
+    assert request.params["prompt"] == ["x", "y"]
+
+
+def test_hold_back_and_report_come_by_header_too() -> None:
+    headers = {"x-stepladder-hold-back": "16", "x-stepladder-report": "true", "x-stepladder-stream-mode": "restart"}
+    assert read(headers).dials == Dials(hold_back=16, report=True, stream_mode="restart")
+    assert "a number" in str(refusal({"x-stepladder-hold-back": "some"}))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,104 @@
+"""Chunks go out in the bytes that they came in, but for the model's name: and only where that is certain."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stepladder.engines import wire
+from stepladder.engines.sse import SSEParser
+from stepladder.gateway.stream import ChunkWriter, Opening, with_model
+from stepladder.types import Decision, Delta, Estimates, Fail, Fault, Request, Step, View
+
+NAME = orjson.dumps('a "new" näme')
+WORDS = (
+    st.sampled_from(["model", '"model"', 'x"model', '"model":"m"', "\\u006d", "m", "\n", 'ende"', "{", "ü"]) | st.text()
+)
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | WORDS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(WORDS, inner, max_size=3),
+    max_leaves=8,
+)
+CHUNKS = st.dictionaries(WORDS, VALUES, max_size=4)
+
+
+def dumped(chunk: dict[str, Any], how: int) -> bytes:
+    """As servers write it: without spaces, with them, every letter beyond ASCII by its number, or on many lines."""
+    ways = ({"separators": (",", ":")}, {}, {"ensure_ascii": False}, {"indent": 1})
+    return json.dumps(chunk, **ways[how]).encode("utf-8", "surrogatepass")  # type: ignore[arg-type]
+
+
+@given(CHUNKS, WORDS | st.integers() | st.none(), st.integers(0, 3), st.integers(0, 4))
+def test_only_the_models_name_changes(rest: dict[str, Any], model: Any, how: int, place: int) -> None:
+    items = list(rest.items())
+    chunk = dict([*items[:place], ("model", model), *items[place:]])
+    data = dumped(chunk, how)
+    changed = with_model(data, chunk["model"], NAME)
+    if changed is not None:
+        assert orjson.loads(changed) == {**orjson.loads(data), "model": 'a "new" näme'}
+        assert b"\n" not in changed
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b'{"id":"1","model":"up/m","choices":[]}',
+        b'{"choices":[{"delta":{"content":"my \\"model\\" is"}}], "model" : "up/m"}',
+        b'{"model":"up/m"}',
+    ],
+)
+def test_what_servers_send_goes_the_short_way(data: bytes) -> None:
+    assert with_model(data, "up/m", b'"s"') == data.replace(b'"up/m"', b'"s"')
+
+
+@pytest.mark.parametrize(
+    ("data", "model"),
+    [
+        (b'{"model":"m","choices":[{"model":"m"}]}', "m"),
+        (b'{"mod\\u0065l":"m","choices":[{"model":"m"}]}', "m"),
+        (b'{"model":"m",\n"choices":[]}', "m"),
+        (b'{"model":"\\u00fc"}', "\u00fc"),
+        (b'{"model":null}', None),
+        (b'{"choices":[]}', None),
+    ],
+)
+def test_where_it_is_not_certain_the_chunk_is_written_anew(data: bytes, model: str | None) -> None:
+    assert with_model(data, model, b'"s"') is None
+
+
+def writer(**params: Any) -> ChunkWriter:
+    view = View((), 1.0, Estimates({}), {})
+    step = Step(view, Decision(Fail(Fault("server", ""))))
+    return ChunkWriter(Request("r", params=params), Opening("dec-1", step, "small"), 0)
+
+
+@given(CHUNKS, st.integers(0, 3))
+def test_a_relayed_chunk_says_what_came_but_for_the_model(rest: dict[str, Any], how: int) -> None:
+    chunk = {"model": "up", "choices": [{"index": 0, "delta": {"content": "x"}}], **rest, "usage": None}
+    chunk["choices"] = [{"index": 0, "delta": {"content": "x"}}]
+    data = dumped(chunk, how)
+    chunk = orjson.loads(data)
+    frames = SSEParser().feed(writer().relay(Delta("x", chunk, data)))
+    assert [orjson.loads(frame.data) for frame in frames] == [{**chunk, "model": "small"}]
+
+
+def test_an_empty_place_for_the_usage_is_shown_to_who_asked_for_it() -> None:
+    data = b'{"choices":[{"index":0,"delta":{"content":"x"}}],"usage":null}'
+    shown = wire.Reply("s").read_chunk(data, 0.1)
+    hidden = wire.Reply("s").read_chunk(data, 0.1, hides_usage=True)
+    assert shown.raw is not None
+    assert hidden.raw is not None
+    assert "usage" in shown.raw
+    assert "usage" not in hidden.raw
+    assert hidden.data is None
+
+
+def test_pieces_carry_their_log_probabilities() -> None:
+    told = {"content": [{"token": "a", "logprob": -0.5}, {"token": "b", "logprob": -1}]}
+    chunk = {"choices": [{"index": 0, "delta": {"content": "ab"}, "logprobs": told}]}
+    assert wire.Reply("s").read_chunk(orjson.dumps(chunk), 0.1).logprobs == (-0.5, -1.0)
