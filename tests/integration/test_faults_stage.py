@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from typing import Any
 
 import pytest
@@ -21,7 +23,7 @@ from stepladder.gateway.app import create_app
 from stepladder.guard.breaker import JITTER
 from stepladder.guard.gates import GateRules, Gates
 from stepladder.router import Router
-from stepladder.types import Answer, Dials, Request, StageState, Trace
+from stepladder.types import EMPTY, Answer, Dials, Request, StageState, Trace
 
 LIMITS: dict[str, Any] = {
     "connect_timeout_s": 0.5,
@@ -93,7 +95,12 @@ class Town:
 
 @asynccontextmanager
 async def town(
-    handlers: dict[str, Handler], *, mode: str = "route", clock: Callable[[], float] | None = None, **options: Any
+    handlers: dict[str, Handler],
+    *,
+    mode: str = "route",
+    clock: Callable[[], float] | None = None,
+    policy: Mapping[str, Any] = EMPTY,
+    **options: Any,
 ) -> AsyncGenerator[Town, None]:
     async with AsyncExitStack() as stack:
         servers = {name: await stack.enter_async_context(serving(handler)) for name, handler in handlers.items()}
@@ -101,7 +108,7 @@ async def town(
             {"name": name, "model": "m", "base_url": server.url, "cost": 1.0 + place, **LIMITS, **options}
             for place, (name, server) in enumerate(servers.items())
         ]
-        router = build(config.parse({"stages": stages, "policy": {"mode": mode, "lambda": 100.0}}))
+        router = build(config.parse({"stages": stages, "policy": {"mode": mode, "lambda": 100.0, **policy}}))
         if clock is not None:
             rules = GateRules(failures=LIMITS["breaker_failures"], pause_s=LIMITS["breaker_pause_s"])
             router = Router(replace(router.parts, guard=Gates(handlers, dict.fromkeys(handlers, rules), clock=clock)))
@@ -235,12 +242,24 @@ async def test_a_server_that_asks_for_rest_is_left_alone() -> None:
         assert (state.breaker, state.absence and state.absence.kind) == ("closed", "rate_limit")
 
 
-async def test_rest_that_every_server_asks_for_is_429_with_the_soonest() -> None:
-    async with town({"small": busy, "large": busy}) as place:
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@pytest.mark.parametrize("told", ["seconds", "date", "milliseconds"])
+async def test_rest_that_every_server_asks_for_is_429_with_the_soonest(told: str, stream: bool) -> None:
+    soon = format_datetime(datetime.now(UTC) + timedelta(seconds=7), usegmt=True)
+    header = {
+        "seconds": ("Retry-After", "7"),
+        "date": ("Retry-After", soon),
+        "milliseconds": ("Retry-After-Ms", "6500"),
+    }
+
+    async def rests(_request: web.Request, _body: Any) -> web.StreamResponse:
+        return web.json_response({"error": {"message": "slow down"}}, status=429, headers=dict([header[told]]))
+
+    async with town({"small": rests, "large": rests}) as place:
         app = create_app(place.router)
         body = {"messages": [{"role": "user", "content": "What is 2+2?"}], "model": "stepladder"}
         for _ in range(2):  # the second is not even put to them
-            got = await post(app, "/v1/chat/completions", body)
+            got = await post(app, "/v1/chat/completions", {**body, "stream": stream})
             assert got.status == 429
             assert 1 <= int(got.headers["retry-after"]) <= 7
         assert [place.asked(name) for name in place.servers] == [1, 1]
@@ -273,6 +292,32 @@ async def test_full_stages_are_stepped_over_and_all_full_is_429() -> None:
         assert sorted(each.json["model"] for each in answers) == ["large", "large", "small", "small"]
         assert place.servers["large"].most_at_once == 1
         assert [(s.in_flight, s.waiting) for s in place.router.snapshot().stages] == [(0, 0), (0, 0)]
+
+
+# ── conversations ────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("named", [True, False], ids=["by a session", "by its messages"])
+async def test_a_conversation_stays_at_its_stage_until_that_is_gone(named: bool) -> None:
+    async with town({"small": good, "large": good}, policy={"switch_cost": 1000.0}) as place:
+        app = create_app(place.router)
+        said = [{"role": "user", "content": "What is 2+2?"}]
+        session = {"x-stepladder-session": "s-1"} if named else {}
+        answered = (await post(app, "/v1/chat/completions", {"messages": said}, session)).json
+        assert answered["model"] == "large"
+        follow_up = [*said, answered["choices"][0]["message"], {"role": "user", "content": "And 3+3?"}]
+        cheap = {"messages": follow_up, "stepladder": {"lambda": 0, "explain": True}}
+        stays = (await post(app, "/v1/chat/completions", cheap, session)).json
+        assert stays["model"] == "large"
+        (small, large) = stays["stepladder"]["steps"][0]["stages"]
+        assert (small["cost"]["switch"], large["cost"]["switch"]) == (1000.0, 0.0)
+        assert stays["stepladder"]["cost"] == 2.0
+        alone = {**cheap, "messages": said}
+        assert (await post(app, "/v1/chat/completions", alone)).json["model"] == "small"
+        place.servers["large"].handler = error
+        gone = (await post(app, "/v1/chat/completions", cheap, session)).json
+        assert gone["model"] == "small"
+        assert [each["fault"] for each in gone["stepladder"]["spent"]] == ["server", None]
 
 
 # ── retries ──────────────────────────────────────────────────────────────────
