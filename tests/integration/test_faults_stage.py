@@ -312,7 +312,7 @@ async def test_a_conversation_stays_at_its_stage_until_that_is_gone(named: bool)
         (small, large) = stays["stepladder"]["steps"][0]["stages"]
         assert (small["cost"]["switch"], large["cost"]["switch"]) == (1000.0, 0.0)
         assert stays["stepladder"]["cost"] == 2.0
-        alone = {**cheap, "messages": said}
+        alone = {**cheap, "messages": [{"role": "user", "content": "What is 5+5?"}]}
         assert (await post(app, "/v1/chat/completions", alone)).json["model"] == "small"
         place.servers["large"].handler = error
         gone = (await post(app, "/v1/chat/completions", cheap, session)).json
