@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from stepladder import config, plugins
 from stepladder.config import LAMBDA_PRESETS, Settings, StageSettings, TraceSettings
 from stepladder.contracts import CostModel, Engine, Featurizer, Forecast, Policy, Predictor, TraceStore
-from stepladder.engines.model_file import verify
+from stepladder.engines.model_file import own_context, verify
+from stepladder.engines.torch_settings import has_cuda
 from stepladder.errors import (
     ArtifactError,
     ConfigError,
@@ -50,6 +51,9 @@ GATE_FIELDS = frozenset({"max_queue", "breaker_failures", "breaker_pause_s"})
 SWITCH_COST = 0.05
 """Where costs are relative: what a model has read of a conversation is read anew by another. At the usual λ = 5 it
 outweighs one hundredth of quality."""
+
+NEEDED: Mapping[str, tuple[str, ...]] = {"llama": ("xllamacpp",), "torch": ("torch", "transformers")}
+"""Modules that an engine cannot do without; its extra of the same name brings them."""
 
 NAMES_OTHERS = "speculation"
 """The option of a stage that may name other stages of its engine."""
@@ -106,7 +110,13 @@ def build(
 
 def problems(settings: Settings) -> tuple[Problem, ...]:
     """What would keep this from being built, as far as can be told without fetching or loading a model."""
-    found = [*wrong_names(settings.model_dump(by_alias=True), settings.text), *_wrong_weights(settings)]
+    found = [
+        *wrong_names(settings.model_dump(by_alias=True), settings.text),
+        *_wrong_weights(settings),
+        *_wrong_torch_models(settings),
+        *_wrong_contexts(settings),
+        *_wrong_devices(settings),
+    ]
     if not found:
         found = [*_wrong_engines(settings), *_wrong_parts(settings)]
     return tuple(sorted(found, key=lambda problem: problem.line or 0))
@@ -411,6 +421,56 @@ def _wrong_weights(settings: Settings) -> list[Problem]:
     return found
 
 
+def _wrong_torch_models(settings: Settings) -> list[Problem]:
+    """Models and drafters of torch stages that are files or folders, and are not there."""
+    found = []
+    for index, stage in enumerate(settings.stages):
+        named = {"model": stage.model, "drafter": stage.drafter} if stage.engine == "torch" else {}
+        for key, model in named.items():
+            if model is None or is_hub_reference(model) or (key == "model" and model.endswith(".gguf")):
+                continue
+            told = _wrong_torch_model(model, settings.folder)
+            if told is not None:
+                found.append(settings.problem(("stages", index, key), told))
+    return found
+
+
+def _wrong_torch_model(model: str, folder: Path) -> str | None:
+    path = folder / Path(model).expanduser()
+    if model.endswith(".gguf"):
+        try:
+            verify(str(path), None)
+        except ModelFileError as error:
+            return str(error)
+    is_place = model.startswith(("/", ".", "~")) or model.partition("@")[0].count("/") > 1
+    if is_place and not path.exists():
+        return f"there is no file and no folder {path}, and it is no OWNER/NAME of a hub"
+    return None
+
+
+def _wrong_contexts(settings: Settings) -> list[Problem]:
+    """Contexts that are asked for beyond what the model knows, where a GGUF file's header tells that."""
+    found = []
+    for index, stage in enumerate(settings.stages):
+        place = settings.folder / Path(stage.model).expanduser()
+        own = None
+        if stage.engine in ("llama", "torch") and stage.context is not None and not is_hub_reference(stage.model):
+            own = own_context(str(place))
+        if own is not None and stage.context is not None and stage.context > own:
+            told = f"{stage.context} tokens are more than the {own} that the model was made for (its file says)"
+            found.append(settings.problem(("stages", index, "context"), told))
+    return found
+
+
+def _wrong_devices(settings: Settings) -> list[Problem]:
+    """A GPU that is asked for by name where there is none."""
+    asked = [index for index, stage in enumerate(settings.stages) if stage.engine == "torch" and stage.device == "cuda"]
+    if not asked or has_cuda() is not False:
+        return []
+    told = 'there is no CUDA device here (or this torch was built without CUDA); use "auto" or "cpu"'
+    return [settings.problem(("stages", index, "device"), told) for index in asked]
+
+
 def _wrong_engines(settings: Settings) -> list[Problem]:
     """What each stage's engine says against its options, and engines whose extra is not installed."""
     found = []
@@ -421,8 +481,8 @@ def _wrong_engines(settings: Settings) -> list[Problem]:
             found += [settings.problem(_place(index, each.key), each.message) for each in wrong]
         except StepladderError as error:
             found.append(settings.problem(("stages", index, "engine"), str(error)))
-        if stage.engine == "llama" and find_spec("xllamacpp") is None:
-            told = str(MissingExtraError("engine 'llama'", "llama"))
+        if any(find_spec(needed) is None for needed in NEEDED.get(stage.engine, ())):
+            told = str(MissingExtraError(f"engine '{stage.engine}'", stage.engine))
             found.append(settings.problem(("stages", index, "engine"), told))
     return found
 
@@ -434,14 +494,12 @@ def _wrong_stage(stage: Stage, mates: tuple[Stage, ...]) -> tuple[Problem, ...]:
     its options may name another: then what is wrong with it among its mates counts, as far as they let that be seen.
     """
     alone = _objections(stage.engine, (stage,))
-    if alone is None:
-        return ()
     together = _objections(stage.engine, mates)
     if together is None:
         return ()
     if stage.name in together.source.split("'"):
         return together.problems
-    return tuple(each for each in alone.problems if each.key != NAMES_OTHERS)
+    return () if alone is None else tuple(each for each in alone.problems if each.key != NAMES_OTHERS)
 
 
 def _objections(engine: str, stages: tuple[Stage, ...]) -> ConfigError | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 from stepladder.engines.options import Options
@@ -57,6 +58,15 @@ def read_settings(stages: tuple[Stage, ...]) -> tuple[Settings, ...]:
     for position, settings in enumerate(found):
         _check_chain(settings, tuple(stage.name for stage in stages[:position]))
     return found
+
+
+def has_cuda() -> bool | None:
+    """Whether there is a CUDA device for torch; None where torch is not installed. Imports torch, which takes long."""
+    if find_spec("torch") is None:
+        return None
+    import torch
+
+    return bool(torch.cuda.is_available())
 
 
 def _settings(stage: Stage) -> Settings:
