@@ -6,7 +6,8 @@
 Every arm answers every prompt before the next prompt is taken, in an order that turns, so that a busy moment of the
 machine hits all of them. An arm is a planner with settings of its own; it learns from its own answers only and begins
 knowing the step times and nothing else, so what ``auto`` spends on finding out is in its figure. Seconds are those of a
-whole answer, prompt included; ``pace`` leaves the first round out, which reads the prompt.
+whole answer, prompt included; ``pace`` leaves the first round out, which reads the prompt. ``--clock cpu`` counts the
+process's own CPU seconds, planner's included: with one thread what an idle core would take, whatever else runs here.
 
 Reported for each temperature and arm: speed against plain (ratio of summed seconds per token, 95 % interval from 2,000
 resamples of the prompts), its pace alone, tokens per pass of the top stage, acceptance by pair and position, passes by
@@ -24,7 +25,7 @@ import random
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,7 @@ class Arm:
     name: str
     planner: Planner
     top: int
+    timer: Callable[[], float] = time.perf_counter
     seconds: list[float] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
     paces: list[tuple[float, int]] = field(default_factory=list)
@@ -117,7 +119,7 @@ def answer(
         contexts=[each.context for each in row.models],
         vocab=row.models[arm.top].vocab,
         most=most,
-        timer=time.perf_counter,
+        timer=arm.timer,
         ends=tokenizer.eos,
         given=given,
     )
@@ -125,18 +127,18 @@ def answer(
 
     def keep(wrote: list[Emitted]) -> bool:
         chains.ended(len(wrote))
-        ends.append((time.perf_counter(), len(wrote)))
+        ends.append((arm.timer(), len(wrote)))
         arm.chains[chains.plan.chain] += len(wrote)
         return False
 
-    batch = Batch(row.models, timer=time.perf_counter, on_pass=arm.planner.times.observe)
+    batch = Batch(row.models, timer=arm.timer, on_pass=arm.planner.times.observe)
     run = Run(tokens, sampling, SeededOracle(seed), tokenizer.eos, watch)
     before = [
         None if given else arm.planner.forecast(arm.top, len(prompt), size, greedy=sampling.greedy)
         for size in range(most + 1)
     ]
     arm.forecasts.append(arm.planner.seconds_per_token(arm.top, greedy=sampling.greedy))
-    began = time.perf_counter()
+    began = arm.timer()
     job = Job(decode(run, chains.next, most, keep), tokens, told=chains.passed)
     batch.add(job)
     while batch.jobs:
@@ -243,8 +245,8 @@ def compare(row: Row, prompts: list[list[int]], temperature: float, args: argpar
     arms = []
     for name, each in settings.items():
         times = StepTimes()
-        time_passes(row.models, times.observe, timer=time.perf_counter, budget_s=args.trial_s)
-        arms.append(Arm(name, Planner(len(tops), each, sizes=sizes, times=times), tops[-1]))
+        time_passes(row.models, times.observe, timer=args.timer, budget_s=args.trial_s)
+        arms.append(Arm(name, Planner(len(tops), each, sizes=sizes, times=times), tops[-1], args.timer))
     for index, prompt in enumerate(prompts):
         turn = index % len(arms)
         for arm in (*arms[turn:], *arms[:turn]):
@@ -259,8 +261,10 @@ def climbing(row: Row, prompts: list[list[int]], temperature: float, args: argpa
     """Each lower stage's answer as a draft of the top one's, against the top one alone; all decode plainly."""
     top, found = len(row.models) - 1, {}
     for lower in range(top):
-        arms = {name: Arm(name, Planner(top + 1, PlannerSettings(mode="off")), at) for name, at in
-                (("lower", lower), ("fresh", top), ("climb", top))}  # fmt: skip
+        arms = {
+            name: Arm(name, Planner(top + 1, PlannerSettings(mode="off")), at, args.timer)
+            for name, at in (("lower", lower), ("fresh", top), ("climb", top))
+        }
         kept: list[tuple[int, int]] = []
         for index, prompt in enumerate(prompts):
             sampling = Sampling(temperature)
@@ -310,11 +314,13 @@ def main() -> int:
     parser.add_argument("--arms", type=lambda text: text.split(",") if text else [], default=[])
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--trial-s", type=float, default=2.0)
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="what seconds are counted by")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--no-climb", action="store_true")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
+    args.timer = time.process_time if args.clock == "cpu" else time.perf_counter
     torch.set_num_threads(args.threads)
     row = load_row(read_settings(ladder(args)))
     if args.ladder == "nano":

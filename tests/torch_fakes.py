@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 import torch
 
 from stepladder import config
-from stepladder.decoding.loading import Loaded
+from stepladder.decoding.loading import Loaded, Wanted
 from stepladder.decoding.memory import Need
 from stepladder.decoding.models import Feed
 from stepladder.decoding.tokenizer import Tokenizer
@@ -143,14 +144,24 @@ def instead_of_files(
 ) -> None:
     """Have the engine be given these models, by stage.model, where it would load files."""
 
-    def load(source: str, **settings: Any) -> Loaded:
-        model = models[source]
-        model.name, model.slots = settings["name"], settings["slots"]
-        model.context = settings["context"] or model.context
-        return Loaded(model, (tokenizers or {}).get(source, LETTERS))  # type: ignore[arg-type]
+    monkeypatch.setattr(torch_models, "look", lambda wanted: Head(wanted, models, tokenizers or {}))
 
-    monkeypatch.setattr(torch_models, "load", load)
-    monkeypatch.setattr(torch_models, "needed", lambda *_, **__: ("cpu", Need(0, 0)))
+
+@dataclass
+class Head:
+    """What a look at a model's files would have found."""
+
+    wanted: Wanted
+    models: Mapping[str, FakeModel]
+    tokenizers: Mapping[str, Tokenizer] = field(default_factory=dict)
+    need: Need = Need(0, 0)
+    device: str = "cpu"
+
+    def load(self, **_: Any) -> Loaded:
+        model = self.models[self.wanted.source]
+        model.name, model.slots = self.wanted.name, self.wanted.slots
+        model.context = self.wanted.context or model.context
+        return Loaded(model, self.tokenizers.get(self.wanted.source, LETTERS))  # type: ignore[arg-type]
 
 
 @asynccontextmanager

@@ -20,6 +20,7 @@ import stepladder
 from stepladder import config
 from stepladder.build import build
 from stepladder.decoding.gguf_file import GGUFFile
+from stepladder.decoding.loading import Wanted
 from stepladder.decoding.memory import GIB, Need
 from stepladder.engines import torch_models
 from stepladder.engines.torch import TorchEngine
@@ -36,6 +37,7 @@ from torch_fakes import (
     NANO,
     VOCAB,
     FakeModel,
+    Head,
     answers,
     ask,
     attempt,
@@ -310,6 +312,8 @@ async def test_models_with_other_tokens_draft_only_where_nobody_asked_for_it(ins
     assert found.fault is not None
     assert found.fault.kind == "crash"
     assert "one tokenizer" in found.fault.message
+    assert (await attempt(engine, low, ask())).is_answer
+    await engine.close()
 
 
 async def test_the_first_answer_starts_what_was_not_started(install: Install) -> None:
@@ -338,12 +342,57 @@ async def test_a_first_answer_whose_model_cannot_be_loaded_is_a_failed_attempt(
     await engine.close()
 
 
+async def test_a_stage_that_cannot_be_loaded_keeps_no_other_from_serving(
+    install: Install, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Neither when its files cannot be read nor later; who wants its drafts by name fails with it."""
+    install(low=TEXT, top=TEXT, asked=TEXT)
+    stages = stage("low"), stage("bad"), stage("top"), stage("asked", speculation=["bad"])
+    for method in ("look", "load"):
+        with monkeypatch.context() as broken:
+            _break(broken, "bad", method)
+            engine = TorchEngine(stages, trial_s=0.0)
+            for each in (stages[0], stages[2]):
+                assert read(await attempt(engine, each, ask())) == TEXT
+                assert engine.expected_cost(each, 10, 10) is not None
+            assert engine.expected_cost(stages[1], 10, 10) is None
+            for each, told in ((stages[1], "OSError: it is gone"), (stages[3], "its drafter 'bad' cannot be loaded")):
+                found = await attempt(engine, each, ask())
+                assert found.fault is not None
+                assert found.fault.kind == "crash"
+                assert f"'{each.name}' cannot be loaded: " in found.fault.message
+                assert told in found.fault.message
+            await engine.close()
+            assert "stage 'bad' cannot be served: it is gone" in caplog.text
+            with pytest.raises(OSError, match="it is gone"):  # a start is strict
+                await engine.start()
+            assert threads() == 0
+
+
+def _break(monkeypatch: pytest.MonkeyPatch, source: str, method: str) -> None:
+    """Have a look at a model's files, or their load, fail."""
+    look, load = torch_models.look, Head.load
+
+    def broken_look(wanted: Wanted) -> Any:
+        if wanted.source == source and method == "look":
+            raise OSError("it is gone")
+        return look(wanted)
+
+    def broken_load(head: Head, **settings: Any) -> Any:
+        if head.wanted.source == source:
+            raise OSError("it is gone")
+        return load(head, **settings)
+
+    monkeypatch.setattr(torch_models, "look", broken_look)
+    monkeypatch.setattr(Head, "load", broken_load)
+
+
 async def test_models_are_loaded_once_however_many_ask_and_leave(
     install: Install, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     models, loads = install(top=TEXT), []
-    load = torch_models.load
-    monkeypatch.setattr(torch_models, "load", lambda *args, **kwargs: loads.append(1) or load(*args, **kwargs))
+    load = Head.load
+    monkeypatch.setattr(Head, "load", lambda *args, **kwargs: loads.append(1) or load(*args, **kwargs))
     engine, top = TorchEngine((stage("top"),), trial_s=0.0), stage("top")
     models["top"].gate.clear()
     asked = [asyncio.create_task(attempt(engine, top, ask())) for _ in range(4)]
@@ -373,8 +422,8 @@ async def test_a_first_answer_waits_for_its_model_no_longer_than_it_may(install:
 
 
 def test_models_that_do_not_fit_together_are_refused_before_any_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch_models, "needed", lambda *_, **__: ("cpu", Need(2 * GIB, GIB)))
-    monkeypatch.setattr(torch_models, "load", lambda *_, **__: pytest.fail("nothing may be loaded"))
+    monkeypatch.setattr(torch_models, "look", lambda wanted: Head(wanted, {}, need=Need(2 * GIB, GIB)))
+    monkeypatch.setattr(Head, "load", lambda *_, **__: pytest.fail("nothing may be loaded"))
     with pytest.raises(
         EngineError, match=r"'low', 'top' needs 6.00 GiB .* on cpu, where 5.00 GiB .* 1.00 GiB are miss"
     ):

@@ -26,7 +26,7 @@ from stepladder.decoding.chain import Emitted, GivenDraft, Level, ModelDrafter, 
 from stepladder.decoding.decode import decode
 from stepladder.decoding.gguf_file import GGUFFile
 from stepladder.decoding.laws import Law, Oracle, Sampling
-from stepladder.decoding.loading import Loaded, load
+from stepladder.decoding.loading import Loaded, Wanted, load
 from stepladder.decoding.models import Feed, LanguageModel
 from stepladder.decoding.oracle import SeededOracle
 from stepladder.decoding.sequence import Sequence as Answer
@@ -284,7 +284,8 @@ def seconds(stage: int, width: int) -> float:
 def ladder() -> list[Loaded]:
     """The embedded ladder in float32."""
     found = [
-        load(nano(name).model, name=name, dtype="float32", device="cpu", context=128, slots=ROWS) for name in NAMES
+        load(Wanted(source=nano(name).model, name=name, dtype="float32", device="cpu", context=128, slots=ROWS))
+        for name in NAMES
     ]
     for each in found:
         for _ in range(ROWS):

@@ -10,6 +10,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from transformers.utils import logging
 from gguf_maker import byte_alphabet
 from stepladder import config
 from stepladder.decoding import loading
-from stepladder.decoding.loading import Loaded, load
+from stepladder.decoding.loading import Loaded, Wanted, load, look
 from stepladder.decoding.models import Feed, LanguageModel
 from stepladder.decoding.tokenizer import Detokenizer, Tokenizer
 from stepladder.errors import EngineError, MissingExtraError, ModelFileError, RequestError
@@ -58,7 +59,7 @@ def own_logits(network: Any) -> torch.Tensor:
 def test_a_model_comes_out_of_a_gguf_file_as_it_went_in(tmp_path, kind, stored, near):
     """Grouped heads, biases (Qwen2), norms of queries and keys (Qwen3) and Llama's order of rows included."""
     network = tiny_network(kind, **SIZES)
-    loaded = load(str(save_gguf(network, tmp_path / "m.gguf", kind=stored)), dtype="float32")
+    loaded = load(Wanted(source=str(save_gguf(network, tmp_path / "m.gguf", kind=stored)), dtype="float32"))
     torch.testing.assert_close(logits_of(loaded.model), own_logits(network), rtol=near, atol=near)
     assert (loaded.model.context, loaded.model.vocab, loaded.model.parameters) == (
         128,
@@ -218,7 +219,7 @@ class LlamaCpp:
 def both(request: pytest.FixtureRequest) -> Iterator[tuple[Loaded, LlamaCpp]]:
     path = NANO / f"nano-{request.param}.gguf"
     server = LlamaCpp(path)
-    yield load(str(path), slots=1), server
+    yield load(Wanted(source=str(path), slots=1)), server
     server.close()
 
 
@@ -262,7 +263,7 @@ def greedy(loaded: Loaded, messages: list[dict[str, str]], most: int) -> str:
 
 
 def test_a_large_nano_loads_with_all_its_numbers():
-    loaded = load(str(NANO / "nano-large.gguf"), context=64, slots=1)
+    loaded = load(Wanted(source=str(NANO / "nano-large.gguf"), context=64, slots=1))
     assert (loaded.model.parameters, loaded.model.vocab, loaded.tokenizer.size) == (13_178_496, 2048, 2048)
     assert loaded.tokenizer.eos == {0, 3}
 
@@ -280,7 +281,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
 def test_a_folder_is_loaded_in_any_dtype(folder, dtype):
-    loaded = load(str(folder), dtype=dtype, context=32, slots=2)
+    loaded = load(Wanted(source=str(folder), dtype=dtype, context=32, slots=2))
     near = 0.2 if dtype == "bfloat16" else 1e-5
     expected = own_logits(tiny_network("qwen3", dtype=torch.float32, vocab=VOCAB))
     torch.testing.assert_close(logits_of(loaded.model).float(), expected, rtol=near, atol=near)
@@ -382,15 +383,48 @@ def test_repositories_of_the_hub_are_fetched_without_code_and_pickles(folder, mo
     assert not {"*.bin", "*.pt", "*.py", "*"} & set(patterns)
 
 
-def test_what_cannot_be_fetched_is_said(monkeypatch):
-    from huggingface_hub.errors import LocalEntryNotFoundError
+def hub_error(kind: str) -> Exception:
+    """As the hub's library raises it: with an address, an id and advice, over several lines."""
+    from huggingface_hub import errors
 
+    address = "https://huggingface.co/api/models/org/tiny/revision/main"
+    words = f"404 Client Error. (Request ID: Root=1-2;3)\n\nRepository Not Found for url: {address}.\nPlease check."
+    if kind == "LocalEntryNotFoundError":
+        return errors.LocalEntryNotFoundError("An error happened.\nPlease check your connection.")
+    return getattr(errors, kind)(words, response=SimpleNamespace(headers={}, request=None))
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("RepositoryNotFoundError", "the hub has no such repository, or it is private and HF_TOKEN is not set"),
+        ("GatedRepoError", "its owner has to grant access first; then set HF_TOKEN"),
+        ("RevisionNotFoundError", "the repository has no such revision"),
+        ("LocalEntryNotFoundError", "it is not on this machine, and the hub cannot be reached"),
+        ("HfHubHTTPError", "404 Client Error"),
+    ],
+)
+def test_what_cannot_be_fetched_is_said_in_one_sentence(monkeypatch, kind, said):
     def fails(_repo: str, **_settings: Any) -> str:
-        raise LocalEntryNotFoundError("cannot find it\nmore words")
+        raise hub_error(kind)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", fails)
-    with pytest.raises(ModelFileError, match="the model 'org/tiny' could not be fetched: cannot find it$"):
+    with pytest.raises(ModelFileError, match=f"the model 'org/tiny' could not be fetched: {said}$"):
         load("org/tiny")
+
+
+def test_other_errors_of_fetching_are_told_by_their_first_sentence(monkeypatch):
+    for error, said in (
+        (OSError("\n  The disk is full. Free some space.\nhint"), "The disk is full"),
+        (OSError(), "OSError"),
+    ):
+        monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, raised=error, **__: throw(raised))
+        with pytest.raises(ModelFileError, match=f"could not be fetched: {said}$"):
+            load("org/tiny")
+
+
+def throw(error: Exception) -> str:
+    raise error
 
 
 @pytest.mark.parametrize("source", ["nothing", "a/b/c", "org/", "hub:tiny", ""])
@@ -416,7 +450,7 @@ def test_sources_that_name_nothing_are_refused(source, tmp_path, monkeypatch):
 )
 def test_settings_that_cannot_be_are_refused(settings, said):
     with pytest.raises(EngineError, match=f"model 'small': {said}|model 'small' can be run on {said}"):
-        load(str(NANO / "nano-small.gguf"), name="small", **settings)
+        load(Wanted(source=str(NANO / "nano-small.gguf"), name="small", **settings))
 
 
 def test_a_model_that_does_not_fit_is_refused_before_it_is_read(folder, monkeypatch):
@@ -427,14 +461,18 @@ def test_a_model_that_does_not_fit_is_refused_before_it_is_read(folder, monkeypa
     for dtype, size in (("float32", 4), ("float16", 2)):
         need = size * (weights + cache)
         with pytest.raises(EngineError, match=r"'small' needs 0.00 GiB .* on cpu, where 0.00 GiB are free: 0.00 GiB"):
-            load(
-                str(folder / "small.gguf"),
-                name="small",
-                dtype=dtype,
-                device="cpu",
-                slots=1,
-                probe=lambda _, free=need - 1: free,
-            )
+            wanted = Wanted(source=str(folder / "small.gguf"), name="small", dtype=dtype, device="cpu", slots=1)
+            load(wanted, probe=lambda _, free=need - 1: free)
+
+
+def test_a_file_is_opened_once_from_the_look_to_the_weights(monkeypatch):
+    opened: list[Path] = []
+    once = loading.GGUFFile
+    monkeypatch.setattr(loading, "GGUFFile", lambda path: opened.append(path) or once(path))
+    found = look(Wanted(source=str(NANO / "nano-small.gguf"), device="cpu", slots=1))
+    assert (found.device, found.need.weights) == ("cpu", 4 * 529_056)
+    assert found.load().model.parameters == 529_056
+    assert len(opened) == 1
 
 
 def test_running_out_of_memory_all_the_same_is_said(folder, monkeypatch):
@@ -445,7 +483,7 @@ def test_running_out_of_memory_all_the_same_is_said(folder, monkeypatch):
         with monkeypatch.context() as short:
             short.setattr(place, full)
             with pytest.raises(EngineError, match=r"'m' needs .* on cpu, which ran out while it was loaded"):
-                load(str(folder), name="m", device="cpu")
+                load(Wanted(source=str(folder), name="m", device="cpu"))
 
 
 def test_without_the_extra_the_command_that_installs_it_is_said(monkeypatch):

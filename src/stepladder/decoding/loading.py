@@ -54,80 +54,92 @@ class Loaded:
     tokenizer: Tokenizer
 
 
-def load(
-    source: str,
-    *,
-    name: str | None = None,
-    dtype: str = AUTO,
-    device: str = AUTO,
-    context: int | None = None,
-    slots: int = 8,
-    chunk: int = CHUNK,
-    probe: Probe = memory.free_bytes,
-) -> Loaded:
-    """Load what ``source`` names: a GGUF file, a folder, else a repository of the hub, ``OWNER/NAME[@REVISION]``.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """Which model, and all that its place and size follow from.
 
-    ``dtype`` is one of ``DTYPES``, or auto: float32 on a CPU, bfloat16 on a GPU. ``device`` is cpu, cuda, cuda:N, or
-    auto: the first GPU where there is one. ``context`` is the positions of each of ``slots`` rows, by default all that
-    the model was made for. ``name`` stands in messages.
-
-    Raises ModelFileError for files that are missing, damaged or of a kind that is not known here, EngineError for a
-    model that cannot be run, or not in the memory that is free, MissingExtraError without transformers.
+    ``source`` is a GGUF file, a folder, else a repository of the hub, ``OWNER/NAME[@REVISION]``. ``name`` stands in
+    messages. ``dtype`` is one of ``DTYPES``, or auto: float32 on a CPU, bfloat16 on a GPU. ``device`` is cpu, cuda,
+    cuda:N, or auto: the first GPU where there is one. ``context`` is the positions of each of ``slots`` rows, by
+    default all that the model was made for.
     """
-    _require_extra(source)
-    name = name or source
-    place = _device(device, name)
-    kind = _dtype(dtype, place, name)
-    with _quiet():
-        found = _Weights.of(source)
-        positions, need = _sized(found, kind, name, context, slots)
-        memory.require(need, name=name, device=place, probe=probe)
-        tokenizer = Tokenizer(found.tokenizer(), name=name, eos=found.ends)
-        try:
-            network = found.network(kind).to(place)
-            own = None if network.config.model_type in TRIED else own_logits(network)
-            model = LanguageModel(network, name=name, context=positions, slots=slots, chunk=chunk)
-            if own is not None:
-                require_same(model, own)
-        except torch.OutOfMemoryError as error:  # somebody else took what was free
-            raise EngineError(f"model '{name}' needs {need} on {place}, which ran out while it was loaded") from error
-    return Loaded(model, tokenizer)
+
+    source: str
+    name: str = ""
+    dtype: str = AUTO
+    device: str = AUTO
+    context: int | None = None
+    slots: int = 8
+
+    @property
+    def called(self) -> str:
+        """What messages call it."""
+        return self.name or self.source
 
 
-def needed(
-    source: str,
-    *,
-    name: str | None = None,
-    dtype: str = AUTO,
-    device: str = AUTO,
-    context: int | None = None,
-    slots: int = 8,
-) -> tuple[str, Need]:
-    """The device that ``load`` would put a model on, and what it takes there; nothing large is read.
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A model whose head was read: where it will be (``device``) and what it will take there; ``load`` loads it."""
 
-    Raises as ``load`` does for what is seen before loading.
+    wanted: Wanted
+    device: str
+    need: Need
+    _dtype: torch.dtype
+    _positions: int
+    _weights: _Weights
+
+    def load(self, *, chunk: int = CHUNK, probe: Probe = memory.free_bytes) -> Loaded:
+        """Read the weights. ``chunk``: tokens of a prompt in one pass; ``probe`` tells what is free.
+
+        Raises ModelFileError for files that are damaged, EngineError for a model that cannot be run, or not in the
+        memory that is free.
+        """
+        name, weights = self.wanted.called, self._weights
+        with _quiet():
+            memory.require(self.need, name=name, device=self.device, probe=probe)
+            tokenizer = Tokenizer(weights.tokenizer(), name=name, eos=weights.ends)
+            try:
+                network = weights.network(self._dtype).to(self.device)
+                own = None if network.config.model_type in TRIED else own_logits(network)
+                slots = self.wanted.slots
+                model = LanguageModel(network, name=name, context=self._positions, slots=slots, chunk=chunk)
+                if own is not None:
+                    require_same(model, own)
+            except torch.OutOfMemoryError as error:  # somebody else took what was free
+                told = f"model '{name}' needs {self.need} on {self.device}, which ran out while it was loaded"
+                raise EngineError(told) from error
+        return Loaded(model, tokenizer)
+
+
+def look(wanted: Wanted) -> Found:
+    """Find a model and read its head; nothing large is read, but what the hub has and this machine has not is fetched.
+
+    Raises ModelFileError for files that are missing or of a kind that is not known here, EngineError for settings that
+    cannot be, MissingExtraError without transformers.
     """
-    _require_extra(source)
-    name = name or source
-    place = _device(device, name)
+    _require_extra(wanted.source)
+    place = _device(wanted.device, wanted.called)
+    dtype = _dtype(wanted.dtype, place, wanted.called)
     with _quiet():
-        _, need = _sized(_Weights.of(source), _dtype(dtype, place, name), name, context, slots)
-    return place, need
-
-
-def _sized(found: _Weights, kind: torch.dtype, name: str, context: int | None, slots: int) -> tuple[int, Need]:
-    """Positions of a row, and the bytes of weights and cache."""
-    config = found.config.get_text_config()
-    shape, positions = shape_of(config, name), context_of(config, context, name)
+        weights = _Weights.of(wanted.source)
+        config = weights.config.get_text_config()
+        shape = shape_of(config, wanted.called)
+        positions = context_of(config, wanted.context, wanted.called)
     cache = memory.cache_bytes(
         layers=shape.layers,
         heads=shape.heads,
         width=shape.width,
-        slots=slots,
+        slots=wanted.slots,
         context=positions,
-        itemsize=kind.itemsize,
+        itemsize=dtype.itemsize,
     )
-    return positions, Need(found.elements * kind.itemsize, cache)
+    need = Need(weights.elements * dtype.itemsize, cache)
+    return Found(wanted, place, need, dtype, positions, weights)
+
+
+def load(wanted: Wanted | str, *, chunk: int = CHUNK, probe: Probe = memory.free_bytes) -> Loaded:
+    """Find and load one model, all by default where only its source is told. Raises as ``look`` and ``Found.load``."""
+    return look(Wanted(source=wanted) if isinstance(wanted, str) else wanted).load(chunk=chunk, probe=probe)
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,9 +242,26 @@ def _fetched(source: str) -> Path:
             library_name="stepladder",
         )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        said = str(error).strip().splitlines() or [type(error).__name__]
-        raise ModelFileError(f"the model '{source}' could not be fetched: {said[0]}") from error
+        raise ModelFileError(f"the model '{source}' could not be fetched: {_why_not(error)}") from error
     return Path(folder)
+
+
+def _why_not(error: Exception) -> str:
+    """The hub's errors come with addresses, request ids and advice over several lines; one sentence is left of them."""
+    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import RevisionNotFoundError as NoSuchRevisionError
+
+    known: tuple[tuple[type[Exception], str], ...] = (
+        (GatedRepoError, "its owner has to grant access first; then set HF_TOKEN"),
+        (RepositoryNotFoundError, "the hub has no such repository, or it is private and HF_TOKEN is not set"),
+        (NoSuchRevisionError, "the repository has no such revision"),
+        (LocalEntryNotFoundError, "it is not on this machine, and the hub cannot be reached"),
+    )
+    for kind, told in known:
+        if isinstance(error, kind):
+            return told
+    said = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return re.split(r"(?<=[.:;]) |\s*\(Request ID", said, maxsplit=1)[0].rstrip(".:; ")
 
 
 def _elements(folder: Path) -> int:

@@ -108,7 +108,7 @@ class TorchEngine:
         A draft's tokens are read with the prompt, and the share of them that climbs usually keep is not written again.
         """
         running = self._running
-        if running is None:
+        if running is None or stage.name in running.row.failed:
             return None
         shared = running.planners[stage.name]
         drafted = 0 if draft is None else draft.usage.output_tokens or tokens_of(draft.text)
@@ -123,11 +123,15 @@ class TorchEngine:
         """Load the models and time them; where it was not called, the first answer waits for that.
 
         Raises MissingExtraError, ModelFileError or EngineError with the stage's name, or ConfigError where a chain
-        joins models whose tokens differ; then nothing is left running.
+        joins models whose tokens differ; then nothing is left running. An answer is less strict: it is written where
+        its own stage can be, whatever is wrong with the others.
         """
         self._closed = False
         try:
-            await self._started()
+            running = await self._started()
+            if running.row.failed:
+                await self._let_go()
+                raise next(iter(running.row.failed.values()))
         except EngineError:
             if not self._closed:
                 raise  # else it was closed meanwhile, which is no failure of the start
@@ -166,6 +170,10 @@ class TorchEngine:
         self._closed = True
         if self._loading is not None:
             await asyncio.wait((self._loading,))
+        await self._let_go()
+
+    async def _let_go(self) -> None:
+        """End the thread, if there is one, and drop the models."""
         running, self._running = self._running, None
         if running is not None:
             await asyncio.to_thread(running.worker.stop)
@@ -185,8 +193,10 @@ class TorchEngine:
         except Exception as error:  # loading lets through whatever files and drivers lead to; it is a failed attempt
             if self._closed:
                 raise EngineError(f"stage '{stage.name}': the engine was closed") from error
-            told = str(error) if isinstance(error, StepladderError) else f"{type(error).__name__}: {error}"
-            yield Attempt(stage.name, fault=Fault("crash", f"stage '{stage.name}' cannot be loaded: {told}"))
+            yield Attempt(stage.name, fault=_not_loaded(stage, error))
+            return
+        if stage.name in running.row.failed:
+            yield Attempt(stage.name, fault=_not_loaded(stage, running.row.failed[stage.name]))
             return
         with ExitStack() as held:
             try:
@@ -256,9 +266,10 @@ class TorchEngine:
         threads = max((each.threads or 0 for each in settings), default=0)
         use_threads(threads)
         row, times, lock = load_row(settings), StepTimes(), Lock()
+        served = [each for each in settings if each.stage.name not in row.failed]
         time_passes(row.models, times.observe, timer=self._timer, budget_s=self._trial_s)
         chunk = min(each.chunk for each in settings)
-        shared = {each.stage.name: Shared(planner_for(each, row, times, chunk=chunk), lock) for each in settings}
+        shared = {each.stage.name: Shared(planner_for(each, row, times, chunk=chunk), lock) for each in served}
 
         def on_pass(stage: int, width: int, rows: int, seconds: float) -> None:
             with lock:
@@ -281,6 +292,11 @@ def _retrieve(load: asyncio.Task[_Running]) -> None:
     """Know the error of a load whose callers have all left: the next caller meets it again."""
     if not load.cancelled():
         load.exception()
+
+
+def _not_loaded(stage: Stage, error: Exception) -> Fault:
+    told = str(error) if isinstance(error, StepladderError) else f"{type(error).__name__}: {error}"
+    return Fault("crash", f"stage '{stage.name}' cannot be loaded: {told}")
 
 
 def _fault(error: StepladderError | WireError) -> Fault:

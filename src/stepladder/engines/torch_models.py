@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TypeVar
 
 import torch
 
-from stepladder.decoding.loading import Loaded, load, needed
+from stepladder.decoding.loading import Found, Loaded, Wanted, look
 from stepladder.decoding.memory import Need, Probe, free_bytes, require
 from stepladder.decoding.models import Feed, LanguageModel
 from stepladder.decoding.tokenizer import Tokenizer
 from stepladder.decoding.vocabulary import Voice, common
 from stepladder.engines.model_file import verify
-from stepladder.engines.torch_settings import Settings
-from stepladder.errors import ConfigError, ModelFileError
+from stepladder.engines.torch_settings import NGRAM, Settings
+from stepladder.errors import ConfigError, EngineError, ModelFileError
 
 LOG = logging.getLogger("stepladder.engines")
+T = TypeVar("T")
 
 WIDTHS = (1, 2, 3, 4, 6, 8, 12, 16, 32, 64)
 """Widths that every model is timed at before the first answer, as far as ``TRIAL_S`` goes."""
@@ -37,6 +38,8 @@ class Row:
     loaded: tuple[Loaded, ...]
     below: tuple[tuple[int, ...], ...]
     """For each model, those that may draft for it: of lower index and with the same tokens."""
+    failed: Mapping[str, Exception] = field(default_factory=dict)
+    """Stages that cannot be served, and why; the models of those that cannot be loaded are not in the row."""
 
     def index(self, name: str) -> int:
         """A model's place."""
@@ -55,22 +58,105 @@ class Row:
 def load_row(settings: Sequence[Settings], *, probe: Probe = free_bytes) -> Row:
     """Load every model. Blocks for as long as that takes.
 
-    What all of them take together is compared with what is free (``probe``) before the first is loaded.
-
-    Raises ModelFileError, EngineError or MissingExtraError with the stage's name, and ConfigError where a chain that
-    was asked for joins models with different tokens.
+    A stage that cannot be loaded, or whose chain names a drafter that cannot draft for it, is told of in ``Row.failed``
+    and keeps no other from being served. What the others take together is compared with what is free (``probe``) before
+    the first of them is loaded: raises EngineError where that is not enough, and where no stage is left the error of
+    the first.
     """
-    drafters = [each for each in settings if each.drafter is not None]
-    names = (*(each.own_drafter for each in drafters), *(each.stage.name for each in settings))
-    _require_room(names, (*((each, each.drafter) for each in drafters), *((each, None) for each in settings)), probe)
-    loaded = (*(_load(each, str(each.drafter)) for each in drafters), *(_load(each, None) for each in settings))
-    asked = {each.stage.name: each.chain for each in settings}
-    owners = {each.own_drafter: each.stage.name for each in drafters}
-    below = tuple(_below(position, names, loaded, asked.get(name), owners) for position, name in enumerate(names))
+    failed: dict[str, Exception] = {}
+    models = [_Model(each, drafter=True) for each in settings if each.drafter is not None]
+    models += [_Model(each) for each in settings]
+    heads = [(model, head) for model in models if (head := _tried(model, failed, partial(_look, model))) is not None]
+    _require_room([(model.name, head) for model, head in heads if model.stage not in failed], probe)
+    read = [
+        (model, whole)
+        for model, head in heads
+        if model.stage not in failed
+        and (whole := _tried(model, failed, partial(_load, model, head, probe))) is not None
+    ]
+    row = _joined([(model, whole) for model, whole in read if model.stage not in failed], failed)
+    if all(each.stage.name in failed for each in settings):
+        raise next(iter(failed.values()))
+    for name, error in failed.items():
+        LOG.error("stage '%s' cannot be served: %s", name, error)
+    return row
+
+
+@dataclass(frozen=True, slots=True)
+class _Model:
+    """A model to load: a stage's own, or the one that drafts for it alone."""
+
+    settings: Settings
+    drafter: bool = False
+
+    @property
+    def stage(self) -> str:
+        return self.settings.stage.name
+
+    @property
+    def name(self) -> str:
+        return self.settings.own_drafter if self.drafter else self.stage
+
+    @property
+    def asked(self) -> tuple[str, ...]:
+        """The drafters that were asked for by name."""
+        return () if self.drafter else self.settings.chain or ()
+
+
+def _tried(model: _Model, failed: dict[str, Exception], work: Callable[[], T]) -> T | None:
+    """What comes of some work for a model; None where it fails, which is then its stage's failure."""
+    try:
+        return work()
+    except ModelFileError as error:
+        failed.setdefault(model.stage, ModelFileError(f"stage '{model.stage}': {error}"))
+    except Exception as error:  # noqa: BLE001 - files and drivers lead to anything; it fails this stage and no other
+        failed.setdefault(model.stage, error)
+    return None
+
+
+def _look(model: _Model) -> Found:
+    settings, stage = model.settings, model.settings.stage
+    return look(
+        Wanted(
+            source=str(settings.drafter) if model.drafter else stage.model,
+            name=model.name,
+            dtype=settings.dtype,
+            device=settings.device,
+            context=stage.context,
+            slots=settings.slots,
+        )
+    )
+
+
+def _load(model: _Model, head: Found, probe: Probe) -> Loaded:
+    settings = model.settings
+    if not model.drafter and settings.sha256 is not None:
+        verify(settings.stage.model, settings.sha256)
+    return head.load(chunk=settings.chunk, probe=probe)
+
+
+def _require_room(heads: Sequence[tuple[str, Found]], probe: Probe) -> None:
+    """Raise EngineError naming all models of a device that has no room for them together."""
+    totals: dict[str, tuple[list[str], Need]] = {}
+    for name, head in heads:
+        sharing, before = totals.get(head.device, ([], Need(0, 0)))
+        need = Need(before.weights + head.need.weights, before.cache + head.need.cache)
+        totals[head.device] = ([*sharing, name], need)
+    for device, (sharing, need) in totals.items():
+        require(need, name="', '".join(sharing), device=device, probe=probe)
+
+
+def _joined(read: Sequence[tuple[_Model, Loaded]], failed: dict[str, Exception]) -> Row:
+    """The models side by side, with who may draft for whom; a stage whose chain cannot be is failed."""
+    models, loaded = tuple(model for model, _ in read), tuple(whole for _, whole in read)
+    below = tuple(
+        _tried(model, failed, partial(_below, position, models, loaded)) or () for position, model in enumerate(models)
+    )
     _narrow(loaded, below)
-    row = Row(names, loaded, below)
-    own = {each.stage.name: (each.own_drafter,) for each in drafters if each.chain is None}
-    _warn_of_large_drafters(row, {**asked, **own})
+    row = Row(tuple(model.name for model in models), loaded, below, failed)
+    for model in models:
+        own = (model.settings.own_drafter,) if model.settings.drafter and model.settings.chain is None else ()
+        _warn_of_large_drafters(row, model.name, () if model.drafter else model.asked or own)
     return row
 
 
@@ -112,70 +198,23 @@ def use_threads(count: int) -> None:
         torch.set_num_threads(count)
 
 
-def _require_room(names: Sequence[str], wanted: Sequence[tuple[Settings, str | None]], probe: Probe) -> None:
-    """Raise EngineError naming all models of a device that has no room for them together."""
-    totals: dict[str, tuple[list[str], Need]] = {}
-    for name, (settings, drafter) in zip(names, wanted, strict=True):
-        device, need = _needed(settings, drafter)
-        sharing, before = totals.get(device, ([], Need(0, 0)))
-        totals[device] = ([*sharing, name], Need(before.weights + need.weights, before.cache + need.cache))
-    for device, (sharing, need) in totals.items():
-        require(need, name="', '".join(sharing), device=device, probe=probe)
-
-
-def _needed(settings: Settings, drafter: str | None) -> tuple[str, Need]:
-    with _named(settings):
-        return needed(drafter or settings.stage.model, **_options(settings, drafter))
-
-
-def _load(settings: Settings, drafter: str | None) -> Loaded:
-    source = drafter or settings.stage.model
-    with _named(settings):
-        if drafter is None and settings.sha256 is not None:
-            verify(source, settings.sha256)
-        return load(source, chunk=settings.chunk, **_options(settings, drafter))
-
-
-def _options(settings: Settings, drafter: str | None) -> dict[str, Any]:
-    """What a model's place and size follow from; ``drafter`` is None for the stage's own model."""
-    return {
-        "name": settings.own_drafter if drafter else settings.stage.name,
-        "dtype": settings.dtype,
-        "device": settings.device,
-        "context": settings.stage.context,
-        "slots": settings.slots,
-    }
-
-
-@contextmanager
-def _named(settings: Settings) -> Iterator[None]:
-    """Put the stage's name before what is wrong with its files."""
-    try:
-        yield
-    except ModelFileError as error:
-        raise ModelFileError(f"stage '{settings.stage.name}': {error}") from error
-
-
-def _below(
-    position: int,
-    names: Sequence[str],
-    loaded: Sequence[Loaded],
-    asked: tuple[str, ...] | None,
-    owners: Mapping[str, str],
-) -> tuple[int, ...]:
-    """Models that can draft for one; a chain that was asked for has to be able to. ``owners``: whose drafters are."""
-    able = []
-    for lower in range(position):
-        if owners.get(names[lower], names[position]) != names[position]:
+def _below(position: int, models: Sequence[_Model], loaded: Sequence[Loaded]) -> tuple[int, ...]:
+    """Models that can draft for one. Raises ConfigError or EngineError where one that was asked for cannot."""
+    target, able = models[position], []
+    for lower, model in enumerate(models[:position]):
+        if model.drafter and model.stage != target.stage:
             continue
         try:
-            common([_voice(names[at], loaded[at]) for at in (lower, position)], f"stage '{names[position]}'")
+            common([_voice(models[at].name, loaded[at]) for at in (lower, position)], f"stage '{target.name}'")
         except ConfigError as error:
-            if asked and names[lower] in asked:
+            if model.name in target.asked:
                 raise
-            LOG.info("stage '%s' does not draft for '%s': %s", names[lower], names[position], error)
+            LOG.info("stage '%s' does not draft for '%s': %s", model.name, target.name, error)
             continue
         able.append(lower)
+    missing = set(target.asked) - {NGRAM} - {models[lower].name for lower in able}
+    if missing:
+        raise EngineError(f"stage '{target.name}': its drafter '{min(missing)}' cannot be loaded")
     return tuple(able)
 
 
@@ -194,14 +233,13 @@ def _narrow(loaded: Sequence[Loaded], below: Sequence[Sequence[int]]) -> None:
         each.model.limit_vocab(size)
 
 
-def _warn_of_large_drafters(row: Row, asked: dict[str, tuple[str, ...] | None]) -> None:
-    for name, chain in asked.items():
-        target = row.models[row.index(name)]
-        for drafter in chain or ():
-            if drafter in row.names and row.models[row.index(drafter)].parameters >= target.parameters:
-                size = row.models[row.index(drafter)].parameters
-                LOG.warning(
-                    "stage '%s' (%.3g parameters) drafts for '%s' (%.3g): a drafter no smaller than its target can "
-                    "hardly pay; the counts in its traces tell",
-                    drafter, size, name, target.parameters,
-                )  # fmt: skip
+def _warn_of_large_drafters(row: Row, name: str, drafters: Sequence[str]) -> None:
+    target = row.models[row.index(name)]
+    for drafter in drafters:
+        if drafter in row.names and row.models[row.index(drafter)].parameters >= target.parameters:
+            size = row.models[row.index(drafter)].parameters
+            LOG.warning(
+                "stage '%s' (%.3g parameters) drafts for '%s' (%.3g): a drafter no smaller than its target can "
+                "hardly pay; the counts in its traces tell",
+                drafter, size, name, target.parameters,
+            )  # fmt: skip

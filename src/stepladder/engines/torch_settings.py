@@ -182,7 +182,8 @@ def _check_chain(settings: Settings, below: tuple[str, ...]) -> None:
     problems = []
     for place, name in enumerate(chain):
         if name not in valid:
-            problems.append(f"'{name}' cannot draft for '{settings.stage.name}'; {nearest(name, valid)}")
+            why = "Only n-grams and lower stages of the engine 'torch' can: it has to see their probabilities"
+            problems.append(f"'{name}' cannot draft for '{settings.stage.name}'; {nearest(name, valid)} {why}")
         elif name == NGRAM and place:
             problems.append(f"'{NGRAM}' asks no model and verifies nothing, so it can only stand first")
         elif name in chain[:place]:
