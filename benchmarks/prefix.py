@@ -1,6 +1,7 @@
 """What the beginning of an answer tells of its quality: estimates after k tokens, between those before and after it.
 
     python benchmarks/prefix.py [--tables gsm8k,gsm8k-old,humaneval,nano] [--nano TRAIN JUDGED] [--times 1000]
+                                [--choices TRAIN JUDGED]
 
 Tables with whole answers: `gsm8k` (Mixtral and GPT-4) and `gsm8k-old` (fine-tuned GPT-3 of 6B and 175B, ToRA 70B) from
 ../shared/data, `humaneval` (three small models) from benchmarks/results, and `nano`, which is collected first, with
@@ -8,6 +9,12 @@ log probabilities:
 
     stepladder collect -l nano --task nano --split train --n 6000 --seed 7 --at-once 16 --out TRAIN
     stepladder collect -l nano --task nano --split judged --n 2500 --seed 7 --at-once 16 --out JUDGED
+
+With --choices it is measured what further choices of the same call tell (self-consistency), of tables that are
+collected so, each for a stack that learns from TRAIN and is judged on JUDGED, with and without looking at them:
+
+    stepladder collect -l nano --task nano --split train --n 2400 --seed 8 --temperature 0.7 --choices 4 --out TRAIN
+    stepladder collect -l nano --task nano --split judged --n 1200 --seed 8 --temperature 0.7 --choices 4 --out JUDGED
 
 Ladders A to D have no texts of answers, so nothing can be cut off there. What is not there is left out, which is said.
 On `nano` a stack learns from TRAIN and is judged on JUDGED; on the others the cross-fitted estimates of a stack fitted
@@ -26,6 +33,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,7 +43,7 @@ from threadpoolctl import threadpool_limits
 
 from stepladder.evaluate import metrics
 from stepladder.evaluate.aligned import Aligned, align
-from stepladder.evaluate.outcomes import read
+from stepladder.evaluate.outcomes import OutcomeRow, read
 from stepladder.features.paper import PaperFeatures
 from stepladder.predictors.history import cut_to, unended
 from stepladder.predictors.stack import StackPredictor
@@ -236,6 +244,45 @@ def measured(name: str, judged: Judged, times: int) -> dict[str, Any]:
     return found
 
 
+def choices(train: Path, judged: Path, times: int) -> dict[str, Any]:
+    """Estimates after a stage's own answer, and after the answers of all stages up to it: by the first choice alone, and
+    with the others beside it."""
+    tables = [align(read(path), NANO) for path in (train, judged)]
+    said: dict[str, NDArray[np.float64]] = {}
+    for label, (learned, data) in {"one": [_first(each) for each in tables], "choices": tables}.items():
+        stacked = fit_stack(learned)
+        predictor, featurizer = StackPredictor(NANO, stacked.params, stacked.arrays), PaperFeatures()
+        for what in ("own", "all below"):
+            found = np.zeros(data.quality.shape)
+            for number, line in enumerate(data.rows):
+                made = [row.attempt(stage) for stage, row in zip(NANO, line, strict=True)]
+                for place, stage in enumerate(NANO):
+                    attempts = tuple(made[: place + 1]) if what == "all below" else (made[place],)
+                    features = featurizer.features(data.requests[number], attempts)
+                    found[number, place] = predictor.predict(features)[stage].mean
+            said[f"{label}, {what}"] = found.reshape(-1)
+    data = tables[1]
+    stages = np.tile(np.arange(len(NANO)), len(data))
+    arm = Arm(data.quality.reshape(-1), stages, np.repeat(data.groups, len(NANO)))
+    found = {
+        what: figures(arm, {"before": said[f"one, {what}"], "after": said[f"choices, {what}"]}, times)
+        for what in ("own", "all below")
+    }
+    told = {what: {"one answer": line["before"], "choices": line["after"]} for what, line in found.items()}
+    sys.stdout.write(f"choices: {json.dumps(told, indent=1)}\n")
+    return {"queries": len(data), "mean cost": data.cost.mean(axis=0).round(3).tolist(), **told}
+
+
+def _first(data: Aligned) -> Aligned:
+    """As if the further choices were not there; the tokens of all of them are shared out, as readers of them do."""
+
+    def alone(row: OutcomeRow) -> OutcomeRow:
+        many = 1 + len(row.other_preds or ())
+        return replace(row, other_preds=None, output_tokens=round((row.output_tokens or 0) / many))
+
+    return replace(data, rows=tuple(tuple(map(alone, line)) for line in data.rows))
+
+
 def _tell(name: str, found: Mapping[str, Any]) -> None:
     sys.stdout.write(f"{name}: {found['queries']} queries, {found['how']}\n")
     for case in ("all", *(key for key in found if key.startswith("running"))):
@@ -249,18 +296,21 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tables", default=",".join((*TABLES, "nano")))
     parser.add_argument("--nano", nargs=2, default=(), metavar=("TRAIN", "JUDGED"))
+    parser.add_argument("--choices", nargs=2, default=(), metavar=("TRAIN", "JUDGED"))
     parser.add_argument("--times", type=int, default=1000)
     parser.add_argument("--out", default=str(RESULT))
     args = parser.parse_args()
     found: dict[str, Any] = {}
     began = time.process_time()
     with threadpool_limits(1):
-        for name in args.tables.split(","):
+        for name in filter(None, args.tables.split(",")):
             judged = judged_of(name, args.nano)
             if judged is None:
                 sys.stdout.write(f"{name}: not measured, its table is not there\n")
             else:
                 found[name] = measured(name, judged, args.times)
+        if args.choices:
+            found["choices"] = choices(*map(Path, args.choices), args.times)
     report = {
         "command": f"python benchmarks/prefix.py --tables {args.tables} --times {args.times}",
         "date": time.strftime("%Y-%m-%d", time.gmtime()),

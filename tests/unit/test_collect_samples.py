@@ -6,9 +6,11 @@ import asyncio
 import contextlib
 from collections import Counter
 from dataclasses import replace
+from math import log1p
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -19,10 +21,11 @@ from stepladder.errors import UsageError
 from stepladder.evaluate.aligned import align
 from stepladder.evaluate.collect import Collected, Means, Plan, Progress, collect
 from stepladder.evaluate.journal import Journal
-from stepladder.evaluate.outcomes import read
+from stepladder.evaluate.outcomes import read, write
 from stepladder.evaluate.prompts import Prompt
+from stepladder.predictors import history
 from stepladder.testing import FakeCosts, make_ladder
-from stepladder.types import Attempt, Usage
+from stepladder.types import Attempt, Fault, Usage
 
 LADDER = make_ladder("a", "b")
 PROMPTS = [
@@ -163,6 +166,12 @@ def test_samples_are_asked_for_by_a_flag(words: list[str], tmp_path: Path, capsy
     [
         (["--samples", "0", "--temperature", "1"], "--samples: 0 is less than 1"),
         (["--samples", "2"], "--samples: at temperature 0 they are all the same"),
+        (["--choices", "0", "--temperature", "1"], "--choices: 0 is less than 1"),
+        (["--choices", "2"], "--choices: at temperature 0 they are all the same"),
+        (
+            ["--choices", "2", "--samples", "2", "--temperature", "1"],
+            "--choices: --samples makes a row",
+        ),
     ],
 )
 def test_samples_asked_for_wrongly(
@@ -177,3 +186,66 @@ def test_traces_are_not_asked_again(tmp_path: Path, capsys: pytest.CaptureFixtur
     asked = ["collect", "-l", "nano", "--from", "traces.sqlite3", "--out", out, "--samples", "2", "--temperature", "1"]
     assert main(asked) == 2
     assert "--samples: traces hold the answers that there are" in capsys.readouterr().err
+
+
+# ── choices: one call, several answers ───────────────────────────────────────
+
+
+def test_choices_are_one_row_that_pays_for_them_all(tmp_path: Path) -> None:
+    asked = Asked(tmp_path)
+    found = asked.run(replace(PLAN, as_choices=True))
+    assert (found.calls, found.spent, len(found.rows)) == (30, 45.0, 10)
+    first = found.rows[0]
+    assert (first.model, first.response, first.quality, first.other_preds) == ("a", "1", 1, ("1", "-1"))
+    assert (first.cost, found.rows[1].cost) == (3.0, 6.0)
+    alone = asked.run().rows[:3]
+    assert first.output_tokens == sum(row.output_tokens or 0 for row in alone)
+    assert first.latency_s == max(row.latency_s or 0.0 for row in alone)
+
+
+def test_how_sure_a_stage_is_can_be_read_of_the_row(tmp_path: Path) -> None:
+    rows = Asked(tmp_path).run(replace(PLAN, as_choices=True)).rows
+    told = [history.read(row.attempt(row.model), ("consistency", "tokens")) for row in rows[:2]]
+    assert [each.consistency for each in told] == [0.5, 1.0]
+    plain = Asked(tmp_path).run().rows[0]
+    assert plain.other_preds is None
+    assert history.read(plain.attempt("a"), ("consistency",)).consistency == history.UNKNOWN
+    assert told[0].tokens == pytest.approx(log1p((rows[0].output_tokens or 0) / 3))
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".jsonl"])
+def test_choices_outlive_the_file(tmp_path: Path, suffix: str) -> None:
+    rows = Asked(tmp_path).run(replace(PLAN, as_choices=True)).rows
+    write(rows, tmp_path / f"table{suffix}")
+    assert read(tmp_path / f"table{suffix}") == rows
+
+
+def test_only_the_first_choice_is_judged(tmp_path: Path) -> None:
+    asked = Asked(tmp_path)
+    plan = replace(PLAN, method="judge", judge=LADDER["b"], as_choices=True)
+    found = asked.run(plan)
+    assert (found.calls, {row.quality for row in found.rows}) == (30 + 10, {0.7})
+
+
+def test_a_choice_that_failed_is_missing_among_the_others(tmp_path: Path) -> None:
+    asked, say = Asked(tmp_path), Asked.say
+    asked.say = lambda stage, request: (  # type: ignore[method-assign]
+        Attempt(stage, fault=Fault("context", "too long")) if (told := say(asked, stage, request)) == "-1" else told
+    )
+    found = asked.run(replace(PLAN, as_choices=True))
+    assert found.rows[0].other_preds == ("1",)
+    assert found.rows[0].cost == 2.0
+
+
+@pytest.mark.parametrize("bad", ["42", ["42", 7]])
+def test_choices_that_are_none_are_named(tmp_path: Path, bad: object) -> None:
+    path = tmp_path / "t.jsonl"
+    path.write_bytes(orjson.dumps({"query_id": "q", "model": "a", "quality": 1, "other_preds": bad}))
+    with pytest.raises(UsageError, match="row 1: other_preds should be a list of texts"):
+        read(path)
+
+
+def test_choices_are_asked_for_by_a_flag(words: list[str], tmp_path: Path) -> None:
+    assert main([*words, "--choices", "3", "--temperature", "0.7"]) == 0
+    rows = read(tmp_path / "t.jsonl")
+    assert {len(row.other_preds or ()) for row in rows} == {2}

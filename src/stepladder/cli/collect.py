@@ -92,6 +92,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--samples", type=int, default=1, metavar="K", help="answers of each stage to each prompt (default: 1)"
     )
+    parser.add_argument(
+        "--choices",
+        type=int,
+        default=1,
+        metavar="K",
+        help="one answer of each stage, K - 1 more that tell how sure it is of it, and the cost of all (default: 1)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -158,16 +165,23 @@ def _check(args: argparse.Namespace) -> None:
         raise UsageError(f"--n: {args.n} is less than 1")
     if args.max_tokens is not None and args.max_tokens < 1:
         raise UsageError(f"--max-tokens: {args.max_tokens} is less than 1")
-    if args.samples < 1:
-        raise UsageError(f"--samples: {args.samples} is less than 1")
-    if args.samples > 1 and args.traces:
-        raise UsageError("--samples: traces hold the answers that there are; nothing is asked again")
-    if args.samples > 1 and args.temperature == 0:
-        raise UsageError("--samples: at temperature 0 they are all the same; give --temperature too, such as 0.7")
+    _check_again(args, "--samples", args.samples)
+    _check_again(args, "--choices", args.choices)
+    if args.samples > 1 and args.choices > 1:
+        raise UsageError("--choices: --samples makes a row of every answer, --choices one of all: give one of the two")
     if args.traces and args.grader:
         raise UsageError("--grader: traces hold no reference answers; give --judge or --agreement, or neither")
     if Path(args.out).exists() and not _journal_path(args.out).exists():
         raise UsageError(f"{args.out}: is there already, and no journal to go on from; name another --out or remove it")
+
+
+def _check_again(args: argparse.Namespace, flag: str, times: int) -> None:
+    if times < 1:
+        raise UsageError(f"{flag}: {times} is less than 1")
+    if times > 1 and args.traces:
+        raise UsageError(f"{flag}: traces hold the answers that there are; nothing is asked again")
+    if times > 1 and args.temperature == 0:
+        raise UsageError(f"{flag}: at temperature 0 they are all the same; give --temperature too, such as 0.7")
 
 
 def _check_task(args: argparse.Namespace) -> None:
@@ -196,7 +210,8 @@ def _from_prompts(args: argparse.Namespace) -> _Job:
         params=_params(args),
         grader=args.grader,
         judge=judge,
-        samples=args.samples,
+        samples=max(args.samples, args.choices),
+        as_choices=args.choices > 1,
         at_once=args.at_once,
         max_cost=options.number(args.max_cost, "--max-cost"),
         cost_unit=ladder.cost_unit,

@@ -61,7 +61,8 @@ class Plan:
     holds answers that exist already, then no stage is asked for one; ``scores`` their (quality, source) where known.
     ``max_cost`` caps what the whole table may cost, in ``cost_unit``, what its journal has paid for included.
     ``samples`` is how often every stage answers every prompt: further rows of one query and stage, which tell how far
-    quality can be known beforehand.
+    quality can be known beforehand. ``as_choices`` makes one row of them instead, as if a stage had been asked once for
+    so many choices: the first is the answer, the others tell how sure the stage is of it, and all are paid for.
     """
 
     prompts: Sequence[Prompt]
@@ -71,6 +72,7 @@ class Plan:
     grader: str | None = None
     judge: Stage | None = None
     samples: int = 1
+    as_choices: bool = False
     at_once: int = 8
     max_cost: float | None = None
     cost_unit: CostUnit | None = None
@@ -179,6 +181,7 @@ def verdict_jobs(plan: Plan, kept: Mapping[Called, Entry]) -> list[Job]:
     return [
         _verdict_job(plan.judge, prompts[entry.query_id], entry.stage, entry.text, entry.sample)
         for entry in _answers(plan, kept)
+        if not (plan.as_choices and entry.sample)
     ]
 
 
@@ -227,6 +230,8 @@ def _expected_verdicts(plan: Plan, kept: Mapping[Called, Entry]) -> list[Job]:
     prompts = {prompt.query_id: prompt for prompt in plan.prompts}
     jobs = []
     for query_id, stage, sample in _keys(plan):
+        if plan.as_choices and sample:
+            continue
         answer = kept.get(("answer", query_id, stage, sample))
         text = unread if answer is None else answer.text
         jobs.append(_verdict_job(plan.judge, prompts[query_id], stage, text, sample))
@@ -434,7 +439,9 @@ def table(
     rows: list[OutcomeRow] = []
     left_out: Counter[str] = Counter()
     for key in _in_order(plan):
-        query_id, _, sample = key
+        query_id, stage, sample = key
+        if plan.as_choices and sample:
+            continue
         answer = kept.get(("answer", *key))
         if answer is None:
             left_out[faults.get(("answer", *key), "not asked")] += 1
@@ -443,8 +450,27 @@ def table(
         if isinstance(graded, str):
             left_out[graded] += 1
         else:
-            rows.append(_row(plan, prompts[query_id], answer, graded))
+            row = _row(plan, prompts[query_id], answer, graded)
+            rows.append(_with_choices(row, _others(plan, kept, query_id, stage)) if plan.as_choices else row)
     return rows, dict(left_out)
+
+
+def _others(plan: Plan, kept: Mapping[Called, Entry], query_id: str, stage: str) -> list[Entry]:
+    """The answers of a stage to a query besides the first."""
+    found = (kept.get(("answer", query_id, stage, sample)) for sample in range(1, plan.samples))
+    return [entry for entry in found if entry is not None]
+
+
+def _with_choices(row: OutcomeRow, others: Sequence[Entry]) -> OutcomeRow:
+    """The first answer's row as that of one call for them all: choices are written side by side, so it took as long as
+    the slowest."""
+    return replace(
+        row,
+        output_tokens=(row.output_tokens or 0) + sum(entry.output_tokens for entry in others),
+        cost=(row.cost or 0.0) + sum(entry.cost for entry in others),
+        latency_s=max([row.latency_s or 0.0, *(entry.seconds for entry in others)]),
+        other_preds=tuple(final_answer(entry.text) for entry in others),
+    )
 
 
 def _graded(

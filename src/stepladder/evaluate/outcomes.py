@@ -31,7 +31,9 @@ class OutcomeRow:
     who measured it. ``prompt`` is the question; ``messages`` are there where the request was more than that.
     ``confidence`` is the mean log probability of the answer's tokens, ``token_logprobs`` each one's, ``pred`` its final
     answer, ``latency_s`` seconds, ``cost`` what was billed, in ``cost_unit``. ``group_id`` names the fact behind the
-    query: rows that share one belong on the same side of every split.
+    query: rows that share one belong on the same side of every split. Where the call was for several choices, quality,
+    response and log probabilities are the first one's, ``other_preds`` the final answers of the others, and tokens and
+    cost those of all.
     """
 
     query_id: str
@@ -55,6 +57,7 @@ class OutcomeRow:
     level: str | None = None
     group_id: str | None = None
     token_logprobs: tuple[float, ...] | None = None
+    other_preds: tuple[str, ...] | None = None
 
     @property
     def request(self) -> Request:
@@ -66,18 +69,25 @@ class OutcomeRow:
         """The answer as the attempt of a stage, billed ``cost``: what predictors read of it, in training and in replay.
 
         Its text is the response, else the final answer that was taken from it; where the tokens' log probabilities are
-        not there, ``confidence`` stands for them. Tables do not tell how an answer ended.
+        not there, ``confidence`` stands for them. Tables do not tell how an answer ended. Several choices stand in
+        ``raw`` as a server would tell them.
         """
+        text = (self.pred or "") if self.response is None else self.response
         mean = None if self.confidence is None else (self.confidence,)
         return Attempt(
             stage,
-            (self.pred or "") if self.response is None else self.response,
+            text,
             Usage(self.prompt_tokens or 0, self.output_tokens or 0),
             self.latency_s or 0.0,
             finish_reason="stop",
             logprobs=self.token_logprobs or mean,
             cost=cost,
+            raw=_choices(text, self.other_preds) if self.other_preds else None,
         )
+
+
+def _choices(text: str, others: Sequence[str]) -> Mapping[str, Any]:
+    return {"choices": [{"index": number, "text": said} for number, said in enumerate((text, *others))]}
 
 
 def read(path: str | Path, *, on_bad: Callable[[str], None] | None = None) -> list[OutcomeRow]:
@@ -195,6 +205,12 @@ def _logprobs(value: Any) -> tuple[float, ...]:
     return found
 
 
+def _texts(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list | tuple) or not all(isinstance(each, str) for each in value):
+        raise BadValueError("should be a list of texts")
+    return tuple(value)
+
+
 COLUMNS: Mapping[str, Callable[[Any], Any]] = {
     "query_id": _name,
     "model": _name,
@@ -218,6 +234,7 @@ COLUMNS: Mapping[str, Callable[[Any], Any]] = {
     "level": _text,
     "group_id": _text,
     "token_logprobs": _logprobs,
+    "other_preds": _texts,
 }
 REQUIRED = ("query_id", "model", "quality")
 
@@ -325,7 +342,7 @@ def _write_parquet(file: BinaryIO, rows: Sequence[OutcomeRow]) -> None:
     from pyarrow import parquet
 
     wide: dict[Any, Any] = {_count: pa.int64(), **dict.fromkeys((_share, _number, _amount), pa.float64())}
-    wide[_logprobs] = pa.list_(pa.float64())
+    wide |= {_logprobs: pa.list_(pa.float64()), _texts: pa.list_(pa.string())}
     schema = pa.schema([(name, wide.get(check, pa.string())) for name, check in COLUMNS.items()])
     found = [as_json(row) for row in rows]
     for values in found:

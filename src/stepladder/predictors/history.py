@@ -226,10 +226,10 @@ def _last(attempts: Sequence[Attempt], stages: Sequence[str]) -> dict[int, Attem
 def read(attempt: Attempt, signals: Sequence[str] = SIGNALS, *, prompt: str | None = None) -> Signals:
     """What an answer says by itself, and of MORE_SIGNALS those that ``signals`` names.
 
-    No output tokens, like no log probabilities, means that nobody counted them. ``prompt`` is the question's text, None
-    where it is not known.
+    No output tokens, like no log probabilities, means that nobody counted them. Of several choices, whose tokens are
+    counted together, the mean counts. ``prompt`` is the question's text, None where it is not known.
     """
-    text, count = attempt.text.rstrip()[-LONGEST:], attempt.usage.output_tokens
+    text, count = attempt.text.rstrip()[-LONGEST:], attempt.usage.output_tokens / _choices(attempt.raw)
     final = final_answer(text)
     found = Signals(
         tokens=log1p(count) if count > 0 else UNKNOWN,
@@ -356,6 +356,12 @@ def _consistency(final: str, raw: Mapping[str, Any] | None) -> float:
         return UNKNOWN
     others = [normal(final_answer(_said(each))) for each in choices if not _is_first(each)]
     return sum(bool(final) and other == final for other in others) / len(others) if others else UNKNOWN
+
+
+def _choices(raw: Mapping[str, Any] | None) -> int:
+    """How many choices a wire reply has, whose usage is that of all; 1 where it does not tell."""
+    choices = None if raw is None else raw.get("choices")
+    return max(len(choices), 1) if isinstance(choices, list) else 1
 
 
 def _is_first(choice: Any) -> bool:
