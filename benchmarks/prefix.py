@@ -245,8 +245,8 @@ def measured(name: str, judged: Judged, times: int) -> dict[str, Any]:
 
 
 def choices(train: Path, judged: Path, times: int) -> dict[str, Any]:
-    """Estimates after a stage's own answer, and after the answers of all stages up to it: by the first choice alone, and
-    with the others beside it."""
+    """Estimates after a stage's own answer, and after those of all stages up to it: by the first choice alone, and with
+    the others beside it."""
     tables = [align(read(path), NANO) for path in (train, judged)]
     said: dict[str, NDArray[np.float64]] = {}
     for label, (learned, data) in {"one": [_first(each) for each in tables], "choices": tables}.items():
