@@ -10,10 +10,11 @@ step that made them, and pointed to by number. What a trace does not hold: the r
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import fields
+from functools import cache
 from itertools import count
-from typing import Any
+from typing import Any, cast
 
 from stepladder.errors import TraceError
 from stepladder.types import (
@@ -61,10 +62,10 @@ def encode(trace: Trace) -> dict[str, Any]:
         "policy": trace.policy,
         "mode": trace.mode,
         "cost_unit": trace.cost_unit,
-        "versions": asdict(trace.versions),
+        "versions": _flat(trace.versions),
         "steps": [_encode_step(step, attempts) for step in trace.steps],
         "answer_index": trace.answer_index,
-        "fault": None if trace.fault is None else asdict(trace.fault),
+        "fault": None if trace.fault is None else _flat(trace.fault),
         "seconds": trace.seconds,
         **({} if trace.first_token_s is None else {"first_token_s": trace.first_token_s}),
         **({} if trace.private is None else {"private": trace.private}),
@@ -85,6 +86,16 @@ def decode(body: Mapping[str, Any]) -> Trace:
 # ── writing ──────────────────────────────────────────────────────────────────
 
 
+def _flat(value: Any) -> dict[str, Any]:
+    """The fields of a value that holds plain ones alone; ``asdict``, which looks below them, takes four times as long."""
+    return {name: getattr(value, name) for name in _names(type(value))}
+
+
+@cache
+def _names(kind: Hashable) -> tuple[str, ...]:
+    return tuple(each.name for each in fields(cast(Any, kind)))
+
+
 def _encode_request(request: Request) -> dict[str, Any]:
     return {
         "id": request.id,
@@ -99,20 +110,20 @@ def _encode_request(request: Request) -> dict[str, Any]:
 
 
 def _encode_dials(dials: Dials) -> dict[str, Any]:
-    return {key: value for key, value in asdict(dials).items() if key in FIRST_DIALS or value not in (None, False)}
+    return {key: value for key, value in _flat(dials).items() if key in FIRST_DIALS or value not in (None, False)}
 
 
 def _encode_cost(cost: Cost) -> dict[str, float]:
-    return {key: value for key, value in asdict(cost).items() if key != "switch" or value}
+    return {key: value for key, value in _flat(cost).items() if key != "switch" or value}
 
 
 def _encode_step(step: Step, attempts: Sequence[Attempt]) -> dict[str, Any]:
     view, decision, partial = step.view, step.decision, step.partial
     looked = {} if partial is None else {"partial": _encode_attempt(partial)}
     if view.absent:
-        looked["absent"] = {name: asdict(each) for name, each in view.absent.items()}
+        looked["absent"] = {name: _flat(each) for name, each in view.absent.items()}
     if view.fallback is not None:
-        looked["fallback"] = asdict(view.fallback)
+        looked["fallback"] = _flat(view.fallback)
     return {
         "stages": list(view.stages),
         "lam": view.lam,
@@ -142,7 +153,7 @@ def _encode_action(action: Action, attempts: Sequence[Attempt], partial: Attempt
         case Stop(attempt):
             return {"stop": _index(attempt, attempts, partial)}
         case Fail(fault):
-            return {"fail": asdict(fault)}
+            return {"fail": _flat(fault)}
 
 
 def _index(attempt: Attempt, attempts: Sequence[Attempt], partial: Attempt | None) -> int | str:
@@ -163,13 +174,13 @@ def _encode_attempt(attempt: Attempt) -> dict[str, Any]:
     return {
         "stage": attempt.stage,
         "text": attempt.text,
-        "usage": asdict(attempt.usage),
+        "usage": _flat(attempt.usage),
         "seconds": attempt.seconds,
         "first_token_s": attempt.first_token_s,
         "finish_reason": attempt.finish_reason,
         "logprobs": None if attempt.logprobs is None else list(attempt.logprobs),
         "cost": attempt.cost,
-        "fault": None if attempt.fault is None else asdict(attempt.fault),
+        "fault": None if attempt.fault is None else _flat(attempt.fault),
         **told,
     }
 
@@ -178,7 +189,7 @@ def encode_speculation(found: Speculation) -> dict[str, Any]:
     """How an attempt's tokens came to be, as JSON values; the same wherever it is told."""
     return {
         "chain": list(found.chain),
-        "pairs": [asdict(pair) for pair in found.pairs],
+        "pairs": [_flat(pair) for pair in found.pairs],
         "passes": dict(found.passes),
         "climbed": found.climbed,
         "kept": found.kept,

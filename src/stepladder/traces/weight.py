@@ -16,7 +16,7 @@ MAX_BYTES = 64 * 1024 * 1024
 _ITEM = 64  # bytes: what any value takes at the least, with the place that points to it
 _STAGE = 512  # bytes of estimates, costs and values that a step keeps for each stage
 _SPECULATION = 512  # bytes of what an engine tells of its drafting, once and for each pair of stages
-_HEAVY = frozenset({str, list, tuple, dict, MappingProxyType})
+_HEAVY = frozenset({list, tuple, dict, MappingProxyType})
 _TRACE = 2048  # bytes of a trace that says nothing
 
 
@@ -35,17 +35,21 @@ def weigh(trace: Trace, enough: int = MAX_BYTES) -> int:
     return total
 
 
-def _weigh_value(value: Any, enough: int) -> int:
-    total, left = 0, [value]
+def _weigh_value(value: list[Any], enough: int) -> int:
+    total = 0
+    left: list[Any] = [value]
     while left and total <= enough:
         item = left.pop()
-        if isinstance(item, str):
-            total += getsizeof(item)
-            continue
-        inner = (*item, *item.values()) if isinstance(item, dict | MappingProxyType) else item
+        kind = type(item)
+        inner = (*item, *item.values()) if kind is dict or kind is MappingProxyType else item
         total += _ITEM * len(inner)  # before a look at each: a list may be long enough by itself
         if total <= enough:
-            left.extend([each for each in inner if type(each) in _HEAVY and each])
+            for each in inner:
+                kind = type(each)
+                if kind is str:
+                    total += getsizeof(each)
+                elif kind in _HEAVY and each:
+                    left.append(each)
     return total
 
 

@@ -26,7 +26,7 @@ from stepladder.traces.codec import encode
 from stepladder.traces.keeping import Keeping
 from stepladder.traces.privacy import Veil, veiled
 from stepladder.traces.schema import KEYED, is_busy, slot, transaction
-from stepladder.traces.weight import weigh, without_raw
+from stepladder.traces.weight import weigh
 from stepladder.types import Outcome, Receipt, StoreCounts, Trace
 
 log = logging.getLogger("stepladder.traces")
@@ -93,7 +93,6 @@ class Writer:
 
     def append(self, trace: Trace) -> None:
         """Take a trace, or drop and count it where too much waits already or the store was closed."""
-        trace = without_raw(trace)
         weight = weigh(trace, self._keeping.queue_bytes)
         with self._gate:
             counts, closed = self._counts, self.closed
