@@ -10,11 +10,9 @@ step that made them, and pointed to by number. What a trace does not hold: the r
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import fields
-from functools import cache
+from collections.abc import Mapping, Sequence
 from itertools import count
-from typing import Any, cast
+from typing import Any
 
 from stepladder.errors import TraceError
 from stepladder.types import (
@@ -87,13 +85,8 @@ def decode(body: Mapping[str, Any]) -> Trace:
 
 
 def _flat(value: Any) -> dict[str, Any]:
-    """The fields of a value that holds plain ones alone; ``asdict``, which looks below them, takes four times as long."""
-    return {name: getattr(value, name) for name in _names(type(value))}
-
-
-@cache
-def _names(kind: Hashable) -> tuple[str, ...]:
-    return tuple(each.name for each in fields(cast(Any, kind)))
+    """The fields of a value that holds plain ones alone; ``asdict``, which looks below them, takes much longer."""
+    return {name: getattr(value, name) for name in value.__dataclass_fields__}
 
 
 def _encode_request(request: Request) -> dict[str, Any]:
