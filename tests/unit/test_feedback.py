@@ -9,6 +9,7 @@ from concurrent.futures import Future
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
@@ -18,6 +19,7 @@ from starlette.applications import Starlette
 from gateway_fakes import Got, get, post, world
 from stepladder.contracts import TraceStore
 from stepladder.errors import RequestError, TraceError
+from stepladder.gateway.access import Access, FreeGate
 from stepladder.gateway.app import create_app
 from stepladder.gateway.feedback import KEYS, LIMITS, VERDICTS, keep, read_feedback
 from stepladder.router import Router
@@ -124,6 +126,25 @@ def test_a_file_and_memory_make_the_same_of_it(tmp_path_factory, told) -> None:
         assert [report.result(10) for report in reports] == [memory.outcome(each) for each in told]
         for decision in ("d1", "d2"):
             assert file.outcomes(decision) == memory.outcomes(decision)
+
+
+class OneKey(FreeGate):
+    """Everybody is 'team-a', who reads its own decisions alone."""
+
+    def enter(self, scope) -> Access:
+        return SimpleNamespace(caller="team-a", headers=(), reads=lambda: "team-a", leave=lambda: None)
+
+
+async def test_nobody_judges_the_answers_to_others(tmp_path) -> None:
+    with closing(SqliteTraceStore(tmp_path / "t.sqlite3")) as store:
+        for caller in ("team-a", "team-b"):
+            trace = make_trace(f"dec-{caller}")
+            store.append(replace(trace, request=replace(trace.request, caller=caller)))
+        there = Place(create_app(Router(replace(world().router.parts, store=store)), gate=OneKey()), store)
+        got = await there.tell(decision_id="dec-team-b", score=0)
+        assert (got.status, got.error["code"]) == (404, "decision_not_found")
+        assert store.outcomes("dec-team-b") == ()
+        assert [(await there.tell(decision_id=each, score=0)).status for each in ("dec-team-a", "dec-9")] == [200, 200]
 
 
 # ── what is wrong is told ────────────────────────────────────────────────────

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import stat
+import tracemalloc
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -103,6 +104,22 @@ async def test_pages_end_where_they_weigh_enough(tmp_path, monkeypatch) -> None:
         assert len(kept.scan(limit=20)) == 3
         assert len(await exported(kept)) == 20
         assert len(list(kept.read())) == 20
+
+
+async def test_memory_does_not_grow_with_what_is_exported(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(sqlite, "PAGE_BYTES", 500_000)
+    with closing(SqliteTraceStore(tmp_path / "t.sqlite3")) as kept:
+        for number in range(400):
+            kept.append(make_trace(f"dec-{number}", number, text="x" * 50_000))
+        kept.flush()
+        tracemalloc.start()
+        try:
+            sizes = [len(part) async for part in lines(kept, Wanted())]
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert sum(sizes) > 20_000_000
+    assert peak < 6_000_000
 
 
 async def test_a_caller_with_a_key_sees_its_own_alone(store) -> None:
