@@ -60,6 +60,10 @@ class OpenAIEngine:
         """As configured: a server cannot be asked what it can do. Several prompts in one call are part of the API."""
         return stage.capabilities | PROMPTS
 
+    def target(self, stage: Stage) -> Target:
+        """Where a stage is served."""
+        return self._targets[stage.name]
+
     def expected_cost(
         self, stage: Stage, prompt_tokens: int, output_tokens: int, draft: Attempt | None = None
     ) -> EngineCost | None:
