@@ -25,6 +25,7 @@ from stepladder.gateway.faults import BAD_REQUEST, error_body, error_reply
 from stepladder.gateway.feedback import keep, read_feedback
 from stepladder.gateway.health import readiness
 from stepladder.gateway.media import Urls, check_urls
+from stepladder.gateway.openapi import document
 from stepladder.gateway.replies import WRITE_IDLE_S, EventStream, Reply, Sendable, json_reply
 from stepladder.gateway.report import (
     Headers,
@@ -105,6 +106,7 @@ def create_app(
         Route("/health", free(doors.health), methods=["GET"]),
         Route("/ready", free(doors.ready), methods=["GET"]),
         Route("/metrics", door(doors.metrics), methods=["GET"]),
+        Route("/openapi.json", free(doors.openapi), methods=["GET"]),
     ]
     app = Starlette(routes=routes, lifespan=lifespan, exception_handlers={HTTPException: _no_such_door})
     app.router.redirect_slashes = False  # a redirect would lose the body with some clients
@@ -169,6 +171,10 @@ class Doors:
             await asyncio.to_thread(self._check_reader, outcome.decision_id, reader)
         return await keep(self.router.parts.store, outcome)
 
+    async def openapi(self, scope: Scope, body: bytes) -> Sendable:
+        """GET /openapi.json: what every route takes and answers."""
+        return json_reply(document(self._names))
+
     async def health(self, scope: Scope, body: bytes) -> Sendable:
         """GET /health: this process answers; it says nothing of the stages behind it."""
         ladder = self.router.parts.ladder
@@ -197,9 +203,11 @@ class Doors:
             raise _no_decision(decision)
 
     def _request(self, scope: Scope, body: bytes, endpoint: Endpoint | None) -> Request:
-        request = read_request(parse_object(body), self._names, scope["headers"], endpoint)
+        access = access_of(scope)
+        asked, headers = parse_object(body), scope["headers"]
+        request = read_request(asked, self._names, headers, endpoint, caller=access.caller, only=access.only)
         check_urls(request.messages, self._image_urls)
-        return access_of(scope).constrain(request, self.router.parts)
+        return access.constrain(request, self.router.parts)
 
     async def _answer(self, request: Request) -> Sendable:
         if request.params.get("stream"):
