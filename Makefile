@@ -25,10 +25,10 @@ $(VENV)/.light: pyproject.toml tools/setup.sh
 demo: $(VENV)/.light ## the embedded ladder behind an endpoint; ONCE=1 prints the table and ends
 	$(BIN)/stepladder demo $(if $(ONCE),--once)
 
-# One thread for each process's arithmetic: on two busy cores two threads of one process wait for each other, and take ten
-# times as long.
+# Two processes with one thread of arithmetic each: on two busy cores two threads of one process wait for each other, and
+# take ten times as long.
 test: setup ## the tests that need no GPU and no outside server, in under 10 minutes
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 test-slow: setup ## real models and long runs on the CPU
 	$(BIN)/python -m pytest -m slow --timeout 1800

@@ -102,7 +102,8 @@ def test_route_as_json(ladder, capsys):
     assert json.loads(capsys.readouterr().out)["steps"][0]["action"]["call"] == "low"
 
 
-def test_check_finds_nothing_wrong(ladder, capsys):
+def test_check_finds_nothing_wrong(ladder, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "250")  # a long temporary path would fold the line
     assert main(["check", ladder]) == 0
     assert "nothing wrong found" in capsys.readouterr().out
 
