@@ -257,6 +257,30 @@ async def test_clients_that_leave_are_told_apart() -> None:
     assert (watch.in_flight, found[of("stepladder_in_flight")]) == (0, 0)
 
 
+async def test_a_client_that_takes_nothing_is_counted() -> None:
+    async def streams(request: Request, stage: Stage) -> AsyncGenerator[EngineEvent, None]:
+        yield chunk("Four")
+        yield attempt(stage.name, first_token_s=0.1)
+
+    async def never_sent(message: Mapping[str, Any]) -> None:
+        if message["type"] == "http.response.body":
+            await asyncio.Event().wait()
+
+    watch = Watch()
+    made = world(streams)
+    app = create_app(made.router, GatewaySettings(write_idle_s=0.05), watch=watch)
+    messages = iter([{"type": "http.request", "body": orjson.dumps({**QUESTION, "stream": True}), "more_body": False}])
+
+    async def receive() -> Mapping[str, Any]:
+        return next(messages, None) or await asyncio.Event().wait()  # type: ignore[func-returns-value, return-value]
+
+    async with asyncio.timeout(5):
+        await app(scope(), receive, never_sent)
+    found = read(watch.expose(made.router))
+    assert found[of("stepladder_client_disconnects_total", route="chat", when="amid the reply")] == 1
+    assert watch.in_flight == 0
+
+
 async def leave_midway(app: Any, body: Mapping[str, Any], after: int) -> None:
     """A client that leaves once it has got so many pieces of the reply's body."""
     came, leave = [], asyncio.Event()
@@ -278,10 +302,13 @@ async def leave_midway(app: Any, body: Mapping[str, Any], after: int) -> None:
             if len(came) == after:
                 leave.set()
 
-    headers = [(b"content-type", b"application/json")]
-    scope = {"type": "http", "method": "POST", "path": CHAT, "headers": headers, "query_string": b"", "root_path": ""}
     async with asyncio.timeout(5):
-        await app(scope, receive, send)
+        await app(scope(), receive, send)
+
+
+def scope() -> dict[str, Any]:
+    headers = [(b"content-type", b"application/json")]
+    return {"type": "http", "method": "POST", "path": CHAT, "headers": headers, "query_string": b"", "root_path": ""}
 
 
 async def test_what_the_guard_tells() -> None:

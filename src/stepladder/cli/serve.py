@@ -76,19 +76,23 @@ class Kitchen:
         self._gate: Gate | None = None
 
     def first(self) -> tuple[Router, Starlette]:
-        """Raises as ``build`` does."""
-        return self._served(self._at_start, build(self._at_start))
+        """Raises ConfigError with all that is wrong, and as ``build`` does."""
+        return self._made(self._at_start)
 
     def again(self, old: Router) -> tuple[Router, Starlette]:
-        """What the configuration says now. Raises ConfigError with all that is wrong, and as ``build`` does."""
+        """What the configuration says now. Raises as ``first``."""
         settings = options.read_settings(self._args)
-        found = problems(settings)
-        if found:
-            raise ConfigError(settings.source, found)
-        made = self._served(settings, build(settings, reuse=old))
+        made = self._made(settings, old)
         for key in unread(self._at_start, settings):
             LOG.warning("%s has changed, but is read at the start only: it stays as it was until a restart", key)
         return made
+
+    def _made(self, settings: Settings, old: Router | None = None) -> tuple[Router, Starlette]:
+        """What ``check`` refuses is refused here too, so that whatever was started can be reloaded."""
+        found = problems(settings)
+        if found:
+            raise ConfigError(settings.source, found)
+        return self._served(settings, build(settings, reuse=old))
 
     def _served(self, settings: Settings, router: Router) -> tuple[Router, Starlette]:
         self._gate = make_gate(settings, self._at_start.gateway.host, self._gate)

@@ -107,13 +107,6 @@ class Watch:
         metrics.state.replace({(state,): float(state == self.state) for state in ("starting", "serving", "draining")})
 
 
-def note_caller(name: str | None) -> None:
-    """Say who makes the running request, by a name that was checked."""
-    visit = CURRENT.get()
-    if visit is not None:
-        visit.caller = name
-
-
 def note_stalled() -> None:
     """Say that the client of the running request takes nothing and is given up."""
     visit = CURRENT.get()
