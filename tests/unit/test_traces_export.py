@@ -19,8 +19,9 @@ from stepladder.cli import main
 from stepladder.errors import RequestError, TraceError
 from stepladder.evaluate.outcomes import read
 from stepladder.gateway import export
-from stepladder.gateway.app import create_app
+from stepladder.gateway.app import Sent, create_app, cut_off
 from stepladder.gateway.export import LIMIT, Wanted, lines, read_query, read_time
+from stepladder.gateway.watch import Visit
 from stepladder.router import Router
 from stepladder.testing import make_attempt, make_trace
 from stepladder.traces import sqlite
@@ -209,6 +210,21 @@ async def test_an_export_that_breaks_off_stays_unfinished(monkeypatch, caplog) -
     assert [message.get("more_body") for message in sent] == [None, True]
     assert len(sent[1]["body"].splitlines()) == 2
     assert "an export broke off: the disk is gone" in caplog.text
+
+
+@pytest.mark.parametrize(("kind", "told"), [(b"application/x-ndjson", 0), (b"text/event-stream; charset=utf-8", 2)])
+async def test_a_server_that_ends_leaves_an_export_unfinished(kind, told) -> None:
+    """A stream of events is told of it in an event; among JSON lines that would be a line too many."""
+    sent = []
+
+    async def send(message) -> None:
+        sent.append(message)
+
+    reply = Sent(send, Visit(1, "decisions", "GET", 0.0))
+    await reply({"type": "http.response.start", "status": 200, "headers": [(b"content-type", kind)]})
+    await reply({"type": "http.response.body", "body": b"{}\n", "more_body": True})
+    await cut_off(reply)
+    assert len(sent) == 2 + told
 
 
 async def test_a_client_that_takes_nothing_is_given_up(caplog) -> None:
