@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from hmac import compare_digest
@@ -37,7 +37,7 @@ LOOK_S = 1.0
 
 BUSY_RETRY_S = 1.0
 _NOBODY = bytes(32)
-_SCHEME = "bearer"
+_SCHEME = b"bearer "
 
 
 class Access(Protocol):
@@ -45,6 +45,8 @@ class Access(Protocol):
 
     @property
     def caller(self) -> str | None: ...
+    @property
+    def only(self) -> tuple[str, ...] | None: ...
     @property
     def headers(self) -> Headers: ...
     def constrain(self, request: Request, parts: Parts) -> Request: ...
@@ -74,6 +76,7 @@ class Free:
     """The access of everybody where there are no keys."""
 
     caller: str | None = None
+    only: tuple[str, ...] | None = None
     headers: Headers = ()
 
     def constrain(self, request: Request, parts: Parts) -> Request:
@@ -207,8 +210,8 @@ class KeyGate:
             wait = account.bucket.take(now)
             if wait:
                 told = f"this key's rate of {rules.rate} is used up; try again in {wait:.3g} s"
-                raise _too_many(told, "rate_limit_exceeded", wait, _rate_headers(account.bucket, now))
-            headers = _rate_headers(account.bucket, now)
+                raise _too_many(told, "rate_limit_exceeded", wait, _rate_headers(account.bucket))
+            headers = _rate_headers(account.bucket)
         account.under_way += 1
         return KeyAccess(self, key, account, headers)
 
@@ -234,8 +237,8 @@ class KeyGate:
     # ── who it is ────────────────────────────────────────────────────────────
 
     def _known(self, scope: Scope) -> Key:
-        sent = _sent_key(scope)
-        key = self._keys.get(id_of(sent) or "")
+        sent = _sent_key(scope["headers"])
+        key = self._keys.get(id_of(sent))
         # An unknown id is compared too, and every refusal reads the same: nobody learns which ids there are.
         same = compare_digest(digest_of(sent), _NOBODY if key is None else key.digest)
         if key is None or not same:
@@ -295,14 +298,12 @@ class KeyGate:
 
     # ── what accesses ask of it ──────────────────────────────────────────────
 
-    def reserve(self, access: KeyAccess, request: Request, parts: Parts) -> float | None:
+    def reserve(self, access: KeyAccess, purse: Purse, request: Request, parts: Parts) -> float | None:
         """Set aside what the request is expected to cost; the most that it may cost where the budget is nearly used.
 
         That is one call of each stage that it may ask, since a climb may come to that. Raises AccessError (429).
         """
-        purse, now = access.account.purse, self._clock()
-        if purse is None:
-            return None
+        now = self._clock()
         prices = expected_prices(request, parts)
         room, cheapest = purse.room(now), min(prices, default=0.0)
         if room < cheapest:
@@ -327,20 +328,23 @@ class KeyGate:
 class KeyAccess:
     """One request under one key."""
 
-    __slots__ = ("account", "caller", "gate", "headers", "key", "purse", "request_id", "reserved")
+    __slots__ = ("account", "caller", "gate", "headers", "key", "only", "purse", "request_id", "reserved")
 
     def __init__(self, gate: KeyGate, key: Key, account: Account, headers: Headers) -> None:
         self.gate, self.key, self.account, self.headers = gate, key, account, headers
         self.caller: str | None = key.name
+        self.only = key.rules.stages
         self.purse: Purse | None = None
         self.request_id, self.reserved = "", 0.0
 
     def constrain(self, request: Request, parts: Parts) -> Request:
         """The request within the key's rules, with the caller's name. Raises AccessError (403; 429 without budget)."""
-        rules = self.key.rules
-        dials = _within(request.dials, rules, parts)
-        request = replace(request, dials=dials, caller=self.key.name, only=rules.stages)
-        most = self.gate.reserve(self, request, parts)
+        dials = _within(request.dials, self.key.rules, parts)
+        if dials is not request.dials or request.caller != self.caller or request.only != self.only:
+            request = replace(request, dials=dials, caller=self.caller, only=self.only)
+        if self.account.purse is None:
+            return request
+        most = self.gate.reserve(self, self.account.purse, request, parts)
         return request if most is None else replace(request, dials=replace(dials, max_cost=most))
 
     def may_use(self, stage: str) -> bool:
@@ -357,20 +361,21 @@ class KeyAccess:
 
     def leave(self) -> None:
         """The request is over; what it had reserved and was never billed is free again."""
-        self.gate.settled(self, 0.0)
+        if self.purse is not None:
+            self.gate.settled(self, 0.0)
         self.account.under_way -= 1
 
 
 def expected_prices(request: Request, parts: Parts) -> list[float]:
     """What a call of each stage that the request may ask is expected to be billed."""
-    ladder, dials = parts.ladder, request.dials
-    low = ladder.names.index(dials.min_stage) if dials.min_stage in ladder.names else 0
-    high = ladder.names.index(dials.max_stage) if dials.max_stage in ladder.names else len(ladder.stages)
-    return [
-        parts.costs.expected(stage, request).resource
-        for stage in ladder.stages[low : high + 1]
-        if request.only is None or stage.name in request.only
-    ]
+    stages, dials = parts.ladder.stages, request.dials
+    if dials.min_stage is not None or dials.max_stage is not None:
+        names = parts.ladder.names
+        low = names.index(dials.min_stage) if dials.min_stage in names else 0
+        high = names.index(dials.max_stage) if dials.max_stage in names else len(names)
+        stages = stages[low : high + 1]
+    expected, only = parts.costs.expected, request.only
+    return [expected(stage, request).resource for stage in stages if only is None or stage.name in only]
 
 
 # ── a key's rules ────────────────────────────────────────────────────────────
@@ -413,10 +418,15 @@ def _lambda_within(lam: float | None, rules: Rules, usual: float) -> dict[str, f
 # ── refusals ─────────────────────────────────────────────────────────────────
 
 
-def _sent_key(scope: Scope) -> str:
-    sent = [value for name, value in scope["headers"] if name == b"authorization"]
-    scheme, _, key = (sent[0] if len(sent) == 1 else b"").decode("latin-1").partition(" ")
-    return key.strip() if scheme.lower() == _SCHEME else ""
+def _sent_key(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """What stands behind ``Bearer``, nothing where that is not said once."""
+    sent = b""
+    for name, value in headers:
+        if name == b"authorization":
+            if sent:
+                return b""
+            sent = value
+    return sent[len(_SCHEME) :].strip() if sent[: len(_SCHEME)].lower() == _SCHEME else b""
 
 
 def _not_known() -> AccessError:
@@ -455,12 +465,12 @@ def _used_up(purse: Purse, room: float, cheapest: float, unit: str, now: float) 
     )
 
 
-def _rate_headers(bucket: TokenBucket, now: float) -> Headers:
+def _rate_headers(bucket: TokenBucket) -> Headers:
     """As OpenAI names them; times as it writes them."""
     return (
         (b"x-ratelimit-limit-requests", b"%d" % bucket.size),
-        (b"x-ratelimit-remaining-requests", b"%d" % bucket.left(now)),
-        (b"x-ratelimit-reset-requests", b"%.3fs" % bucket.full_in(now)),
+        (b"x-ratelimit-remaining-requests", b"%d" % bucket.left),
+        (b"x-ratelimit-reset-requests", b"%.3fs" % bucket.full_in),
     )
 
 

@@ -27,6 +27,7 @@ from stepladder.gateway.limits import BUDGET_PERIODS, RATE_PERIODS, Quota, read_
 from stepladder.types import Mode
 
 PREFIX = "sl"
+_PREFIX = PREFIX.encode()
 ID_BYTES = 6
 SECRET_BYTES = 32
 FILE_MODE = 0o600
@@ -75,16 +76,15 @@ def new_secret(chance: Callable[[int], bytes] = os.urandom) -> tuple[str, str]:
     return made, f"{PREFIX}-{made}-{secret}"
 
 
-def id_of(key: str) -> str | None:
-    """The public id within a key, None where it has not the form of one."""
-    prefix, _, rest = key.partition("-")
-    found, dash, secret = rest.partition("-")
-    return found if prefix == PREFIX and dash and secret else None
+def id_of(key: bytes) -> str:
+    """The public id within a key, empty where it has not the form of one."""
+    parts = key.split(b"-", 2)
+    return parts[1].decode("latin-1") if len(parts) == 3 and parts[0] == _PREFIX else ""
 
 
-def digest_of(key: str) -> bytes:
+def digest_of(key: bytes) -> bytes:
     """What is kept of a key. A slow hash guards words that people choose; nobody can try out 256 bits of chance."""
-    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
+    return hashlib.sha256(key).digest()
 
 
 # ── the file ─────────────────────────────────────────────────────────────────
@@ -226,7 +226,13 @@ def add_key(path: Path, name: str, limits: Mapping[str, Any], *, now: float, cha
             raise UsageError(f"--name: '{name}' has a key in {path} already; revoke that one, or take another name")
         made, key = new_secret(chance)
         created = datetime.fromtimestamp(now, UTC).replace(microsecond=0)
-        given = {"id": made, "name": name, "hash": f"sha256:{digest_of(key).hex()}", "created": created, **limits}
+        given = {
+            "id": made,
+            "name": name,
+            "hash": f"sha256:{digest_of(key.encode()).hex()}",
+            "created": created,
+            **limits,
+        }
         fields = {field: value for field, value in given.items() if value is not None}
         _check(fields)
         lines = [f"{field} = {_toml(value)}" for field, value in fields.items()]

@@ -56,13 +56,15 @@ class TokenBucket:
             return 0.0
         return (1.0 - level) / self.per_s
 
-    def left(self, now: float) -> int:
-        """Whole tokens that are there."""
-        return int(self._refill(now))
+    @property
+    def left(self) -> int:
+        """Whole tokens that there were after the last ``take``."""
+        return int(self._level)
 
-    def full_in(self, now: float) -> float:
-        """Seconds until the bucket is full again."""
-        return (self.size - self._refill(now)) / self.per_s
+    @property
+    def full_in(self) -> float:
+        """Seconds from the last ``take`` until the bucket is full again."""
+        return (self.size - self._level) / self.per_s
 
     def _refill(self, now: float) -> float:
         if now > self._at:  # a clock that steps back fills nothing

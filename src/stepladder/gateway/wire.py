@@ -87,10 +87,14 @@ def read_request(
     names: Names,
     headers: Iterable[tuple[bytes, bytes]] = (),
     endpoint: Endpoint | None = None,
+    *,
+    caller: str | None = None,
+    only: tuple[str, ...] | None = None,
 ) -> Request:
     """The request in a body; without an endpoint, the shape follows from whether there are ``messages``.
 
-    Raises RequestError that names the field at fault.
+    ``caller`` and ``only`` are what somebody found out of who asks (``types.Request``). Raises RequestError that names
+    the field at fault.
     """
     chat = "messages" in body if endpoint is None else endpoint == "chat"
     question = "messages" if chat else "prompt"
@@ -108,6 +112,8 @@ def read_request(
         params=params,
         dials=read_dials(body.get(BLOCK), headers, stage, names.modes, preset),
         needs=needs(params, messages),
+        caller=caller,
+        only=only,
     )
 
 
