@@ -78,12 +78,15 @@ def test_headers_tell_of_the_decision(client: openai.OpenAI) -> None:
     told = {name.removeprefix("x-stepladder-"): value for name, value in got.headers.items() if "stepladder" in name}
     assert told.pop("decision-id").startswith("dec-")
     assert float(told.pop("seconds")) > 0
+    assert float(told.pop("decide-ms")) > 0
     assert told == {
         "stage": "large",
         "predicted-quality": "0.9000",
         "uncalibrated": "true",
+        "expected-cost": "1.8",
         "cost": "1.8",
         "cost-unit": "relative",
+        "saved": "0",
     }
     assert got.parse().model == "large"
 
