@@ -154,7 +154,7 @@ class Head:
     wanted: Wanted
     models: Mapping[str, FakeModel]
     tokenizers: Mapping[str, Tokenizer] = field(default_factory=dict)
-    need: Need = Need(0, 0)
+    need: Need = field(default_factory=lambda: Need(0, 0))
     device: str = "cpu"
 
     def load(self, **_: Any) -> Loaded:

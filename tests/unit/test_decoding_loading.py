@@ -460,8 +460,8 @@ def test_a_model_that_does_not_fit_is_refused_before_it_is_read(folder, monkeypa
     weights, cache = 529_056, 3 * 2 * 512 * 96
     for dtype, size in (("float32", 4), ("float16", 2)):
         need = size * (weights + cache)
+        wanted = Wanted(source=str(folder / "small.gguf"), name="small", dtype=dtype, device="cpu", slots=1)
         with pytest.raises(EngineError, match=r"'small' needs 0.00 GiB .* on cpu, where 0.00 GiB are free: 0.00 GiB"):
-            wanted = Wanted(source=str(folder / "small.gguf"), name="small", dtype=dtype, device="cpu", slots=1)
             load(wanted, probe=lambda _, free=need - 1: free)
 
 

@@ -13,10 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gguf_maker import SPECIALS, byte_alphabet, write_gguf
+from stepladder.config import PRESETS
 from stepladder.engines.llama import LlamaEngine
-from stepladder.engines.llama_drafting import Drafter, Wanted, check_drafter, read_speculation
+from stepladder.engines.llama_drafting import Drafter, Wanted, check_drafter, check_room, read_speculation
+from stepladder.engines.llama_head import cache_shape, difference, read_vocabulary
 from stepladder.engines.llama_trial import LOOKS, MARGIN, MOST_TURNS, Rate, Trial
-from stepladder.engines.llama_vocabulary import difference, read_vocabulary
 from stepladder.engines.options import Options
 from stepladder.errors import ConfigError, EngineError, ModelFileError
 from stepladder.types import Stage
@@ -52,8 +53,10 @@ def test_spellings(value: Any, drafter: Drafter | None) -> None:
     assert read(value) == (Wanted(drafter), "")
 
 
-def test_auto_is_ngrams_on_trial_and_nothing_is_off() -> None:
-    assert read("auto") == (Wanted(Drafter("ngram"), on_trial=True), "")
+def test_auto_tries_ngrams_and_then_the_stages_below_and_nothing_is_off() -> None:
+    small = Drafter("small", "small.gguf", "0" * 64, n_max=8, p_min=0.6)
+    assert read("auto") == (Wanted(on_trial=(Drafter("ngram"), small)), "")
+    assert read("auto", OTHERS[::-1]) == (Wanted(on_trial=(Drafter("ngram"),)), "")
     stage = Stage("large", "llama", "large.gguf")
     assert read_speculation(Options(stage), stage, OTHERS) == Wanted()
 
@@ -136,6 +139,34 @@ def test_files_that_tell_no_vocabulary(tmp_path: Path) -> None:
         check_drafter("large", whole, Drafter("small", whole, sha256="0" * 64))
     with pytest.raises(ModelFileError, match="cannot be read"):
         read_vocabulary(str(tmp_path / "absent"))
+
+
+def test_the_cache_that_a_model_takes(tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "a", hidden=64, layers=3)
+    layers, heads, width, longest = cache_shape(str(path))
+    assert (layers, heads * width) == (3, 64)
+    assert longest > 0
+    nano = PRESETS / "nano" / "nano-medium.gguf"
+    assert cache_shape(str(nano)) == (5, 5, 32, 512)
+    broken = tmp_path / "b"
+    broken.write_bytes(path.read_bytes().replace(b"block_count", b"block_kount"))
+    with pytest.raises(ModelFileError, match="does not tell its layers, heads and context"):
+        cache_shape(str(broken))
+
+
+def test_a_second_process_needs_room_and_a_drafter_that_is_much_smaller(tmp_path: Path) -> None:
+    large = str(write_gguf(tmp_path / "large", hidden=128, layers=4))
+    small = str(write_gguf(tmp_path / "small", hidden=32, layers=1))
+    drafter, context = Drafter("small", small), 2048
+    caches = 2 * 2 * context * (4 * 128 + 1 * 32)
+    need = Path(small).stat().st_size + caches
+    check_room("large", large, drafter, context, probe=lambda _: need)
+    check_room("large", large, drafter, context, probe=lambda _: None)
+    check_room("large", large, Drafter("ngram"), context, probe=lambda _: 2 * 2 * context * 4 * 128)
+    with pytest.raises(EngineError, match=r"stage 'large': a second process with 'small' needs 0.\d+ GiB, and 0.\d+"):
+        check_room("large", large, drafter, context, probe=lambda _: need - 1)
+    with pytest.raises(EngineError, match="file of 'large' is more than two thirds of its own"):
+        check_room("small", small, Drafter("large", large), context, probe=lambda _: None)
 
 
 @given(data=st.data())

@@ -20,7 +20,7 @@ import aiohttp
 from stepladder.engines.deadline import Deadline
 from stepladder.engines.forecast import Forecasts
 from stepladder.engines.http import Limits, Target, bearer, exchange, new_session, read_limits
-from stepladder.engines.llama_drafting import Drafter, check_drafter, read_speculation
+from stepladder.engines.llama_drafting import Drafter, check_drafter, check_room, read_speculation
 from stepladder.engines.llama_process import Child, Model, start_child
 from stepladder.engines.llama_trial import Trial
 from stepladder.engines.model_file import verify
@@ -43,13 +43,13 @@ WHERE_DEATH_SHOWS = ("connect", "protocol")
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """One stage's options, read. ``sha256`` is in hex. ``on_trial`` may come to draft for the model."""
+    """One stage's options, read. ``sha256`` is in hex. Those ``on_trial`` may come to draft, and are tried in order."""
 
     model: Model
     limits: Limits
     sha256: str | None
     places: int
-    on_trial: Drafter | None = None
+    on_trial: tuple[Drafter, ...] = ()
 
 
 class LlamaEngine:
@@ -65,10 +65,11 @@ class LlamaEngine:
     * ``{ draft = "small", n_max = 8, p_min = 0.6 }``: another stage's file drafts up to ``n_max`` tokens, as long as
       each has a probability of ``p_min``. The two files must have the same vocabulary;
     * ``"ngram"``, or ``{ draft = "ngram", n_match = 6, n_max = 16 }``: what followed the same tokens before;
-    * ``"auto"``: n-grams where they pay. llama.cpp takes the choice when it loads and not from a request, so for the
-      time of the trial a second process serves the same file (its weights are shared, its context is not), and the two
-      answer by turns (``llama_trial.Trial``) until it is clear which writes faster; that one stays, and its times are
-      the stage's forecast.
+    * ``"auto"``: what pays. llama.cpp takes the choice when it loads and not from a request, so for the time of a
+      trial a second process serves the same file (its weights are shared, its context is not), and the two answer by
+      turns (``llama_trial.Trial``) until it is clear which writes faster; that one stays, and its times are the stage's
+      forecast. First n-grams are tried, then, against what has won, the cheapest lower stage of this engine that can
+      draft for it, is no more than two thirds as large, and fits into memory beside it.
 
     A draft that the caller hands over, a lower answer, is not read: llama.cpp's HTTP API has no place for one.
 
@@ -88,12 +89,15 @@ class LlamaEngine:
         self._budget = ThreadBudget(cores)
         self._hosts: dict[str, _Host] = {}
         self._trials: dict[str, _OnTrial] = {}
+        self._to_come: dict[str, asyncio.Task[None]] = {}
+        """Trials that are being prepared, by stage."""
         self._retired: list[_Host] = []
         for stage in stages:
             settings = _settings(stage, stages, cores, usual)
             host = self._hosts[stage.name] = _Host(settings, self._budget, timer)
-            if settings.on_trial is not None:
-                self._trials[stage.name] = _OnTrial(host.drafting(settings.on_trial))
+            if settings.on_trial:
+                first, *rest = settings.on_trial
+                self._trials[stage.name] = _OnTrial(host.drafting(first), tuple(rest))
         self._session: aiohttp.ClientSession | None = None
         self._closed = False
 
@@ -113,7 +117,9 @@ class LlamaEngine:
 
     def speculates(self, stage: str) -> bool | None:
         """Whether a stage's tokens are drafted; None while that is on trial."""
-        return None if stage in self._trials else self._hosts[stage].settings.model.drafter is not None
+        if stage in self._trials or stage in self._to_come:
+            return None
+        return self._hosts[stage].settings.model.drafter is not None
 
     def pid(self, stage: str) -> int | None:
         """The process that holds a stage's model now."""
@@ -148,6 +154,10 @@ class LlamaEngine:
         session, self._session = self._session, None
         if session is not None:
             await session.close()
+        to_come = tuple(self._to_come.values())
+        for task in to_come:
+            task.cancel()
+        await asyncio.gather(*to_come, return_exceptions=True)
         hosts = (*self._hosts.values(), *(tried.host for tried in self._trials.values()), *self._retired)
         await asyncio.gather(*(host.close() for host in hosts))
         await asyncio.gather(*(host.ending for host in self._retired if host.ending is not None))
@@ -267,14 +277,39 @@ class LlamaEngine:
         self._hosts[stage] = winner
         self._retired.append(loser)
         loser.retire()
-        LOG.info("stage '%s': drafting is %s: %s", stage, "on" if tried.trial.verdict else "off", tried.trial.reason)
+        drafter, verdict = tried.host.drafter, "on" if tried.trial.verdict else "off"
+        LOG.info("stage '%s': drafting by %s is %s: %s", stage, drafter, verdict, tried.trial.reason)
+        if tried.rest and not self._closed:
+            self._to_come[stage] = asyncio.create_task(self._try_next(stage, tried.rest, loser))
+
+    async def _try_next(self, stage: str, drafters: tuple[Drafter, ...], loser: _Host) -> None:
+        """Put the first drafter on trial that can draft for the stage, once the last trial's loser has made room."""
+        try:
+            await loser.ended.wait()
+            for drafter in drafters:
+                host = self._hosts[stage].drafting(drafter)
+                try:
+                    await host.check_room()
+                    await host.ready()
+                except StepladderError as error:
+                    LOG.info("stage '%s': drafting by %s is not tried: %s", stage, drafter.name, error)
+                    await host.close()
+                    continue
+                except BaseException:  # re-raised: a trial that was called off leaves no process
+                    await host.close()
+                    raise
+                self._trials[stage] = _OnTrial(host)
+                return
+        finally:
+            del self._to_come[stage]
 
 
 @dataclass(slots=True)
 class _OnTrial:
-    """A second host of a stage, which drafts, and what is known of it."""
+    """A second host of a stage, which drafts, what is known of it, and who may be tried after it."""
 
     host: _Host
+    rest: tuple[Drafter, ...] = ()
     trial: Trial = field(default_factory=Trial)
 
 
@@ -300,6 +335,8 @@ class _Host:
         self.users = 0
         self.is_retired = False
         self.ending: asyncio.Task[None] | None = None
+        self.ended = asyncio.Event()
+        """Set once it was closed."""
         self._budget = budget
         self.child: Child | None = None
         self.is_open = True
@@ -314,8 +351,20 @@ class _Host:
         like another stage."""
         model = replace(self.settings.model, drafter=drafter)
         second = _Host(replace(self.settings, model=model), self._budget, self._timer)
-        second.seat, second.places = f"{self.seat} with {drafter.name}", self.places
+        second.seat, second.places = f"{model.stage} with {drafter.name}", self.places
         return second
+
+    @property
+    def drafter(self) -> str:
+        """Who drafts; empty where nobody does."""
+        drafter = self.settings.model.drafter
+        return "" if drafter is None else drafter.name
+
+    async def check_room(self) -> None:
+        """Raise as ``check_room`` does where this host's drafter is not worth a process, or none has room."""
+        model = self.settings.model
+        if model.drafter is not None:
+            await asyncio.to_thread(check_room, model.stage, model.path, model.drafter, model.n_ctx)
 
     def enter(self) -> None:
         """A call has chosen this host; ``leave`` is to follow, once."""
@@ -395,7 +444,7 @@ class _Host:
     def reply(self) -> Reply:
         """What an answer of this host is read into."""
         model = self.settings.model
-        return Reply(model.stage, drafter="" if model.drafter is None else model.drafter.name)
+        return Reply(model.stage, drafter=self.drafter)
 
     async def explained(self, attempt: Attempt, child: Child) -> Attempt:
         """The attempt, where its process died with that as the fault."""
@@ -416,6 +465,7 @@ class _Host:
         self._deaths.clear()
         if child is not None:
             await child.end()
+        self.ended.set()
 
     def _refuse_what_does_not_stay(self) -> None:
         """``RESTARTS`` deaths within the window are made good; loads that were given up are none."""
@@ -452,14 +502,14 @@ def _settings(stage: Stage, stages: tuple[Stage, ...], cores: int, usual_threads
         slots=slots,
         threads=min(cores, options.whole("threads", usual_threads)),
         load_timeout_s=options.seconds("load_timeout_s", 120.0),
-        drafter=None if wanted.on_trial else wanted.drafter,
+        drafter=wanted.drafter,
     )
     settings = Settings(
         model,
         read_limits(options),
         _sha256(options),
         places=min(slots, stage.max_concurrency or slots),
-        on_trial=wanted.drafter if wanted.on_trial else None,
+        on_trial=wanted.on_trial,
     )
     options.done()
     return settings

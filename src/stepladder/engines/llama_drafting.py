@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
+from pathlib import Path
 from typing import Any
 
-from stepladder.engines.llama_vocabulary import difference, read_vocabulary
+from stepladder.decoding.memory import GIB, Probe, cache_bytes, free_bytes
+from stepladder.engines.llama_head import cache_shape, difference, read_vocabulary
 from stepladder.engines.model_file import verify
 from stepladder.engines.options import Options
 from stepladder.errors import EngineError, ModelFileError, nearest
@@ -17,6 +20,11 @@ NAMES = ("off", NGRAM, "auto")
 MODEL_KEYS = ("draft", "n_max", "p_min")
 NGRAM_KEYS = ("draft", "n_max", "n_match")
 MOST_TOKENS = 64
+SMALLER = 2 / 3
+"""A drafter whose file is a larger part of its target's is not tried out: it could hardly pay."""
+
+HALF = 2
+"""Bytes of a number in llama.cpp's caches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,14 +49,18 @@ class Drafter:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """A stage's ``speculation``. ``on_trial``: the drafter has yet to show that it pays."""
+    """A stage's ``speculation``: who drafts, or who has yet to show that it pays, to be tried in this order.
+
+    Of several models one is tried, the first that can draft for the stage; n-grams before it.
+    """
 
     drafter: Drafter | None = None
-    on_trial: bool = False
+    on_trial: tuple[Drafter, ...] = ()
 
 
 def read_speculation(options: Options, stage: Stage, stages: Sequence[Stage]) -> Wanted:
-    """The option of one stage; ``stages`` are all of its engine's. What is wrong is noted with ``options``."""
+    """The option of one stage; ``stages`` are all of its engine's, cheapest first. What is wrong is noted with
+    ``options``."""
     options.allow("speculation")
     value = stage.options.get("speculation", "off")
     if isinstance(value, Mapping):
@@ -57,7 +69,15 @@ def read_speculation(options: Options, stage: Stage, stages: Sequence[Stage]) ->
         told = f"{nearest(value, NAMES)}, or a table with 'draft'" if isinstance(value, str) else "or a table"
         options.wrong("speculation", f"must be {', '.join(map(repr, NAMES))}, not {value!r}; {told}")
         return Wanted()
-    return Wanted() if value == "off" else Wanted(Drafter(NGRAM), on_trial=value == "auto")
+    if value == "auto":
+        lower = takewhile(lambda each: each.name != stage.name, stages)
+        return Wanted(on_trial=(Drafter(NGRAM), *(_model(each) for each in lower)))
+    return Wanted() if value == "off" else Wanted(Drafter(NGRAM))
+
+
+def _model(stage: Stage, **settings: Any) -> Drafter:
+    sha256 = stage.options.get("sha256")
+    return Drafter(stage.name, stage.model, sha256 if isinstance(sha256, str) else None, **{"n_max": 8, **settings})
 
 
 def _drafter(options: Options, table: Mapping[str, Any], stage: Stage, stages: Sequence[Stage]) -> Drafter | None:
@@ -67,7 +87,8 @@ def _drafter(options: Options, table: Mapping[str, Any], stage: Stage, stages: S
         known = (NGRAM, *others)
         cure = nearest(name, known) if isinstance(name, str) else f"valid: {', '.join(known)}"
         told = f"draft must be '{NGRAM}' or another stage of the engine '{stage.engine}', not {name!r}"
-        options.wrong("speculation", f"{told}; {cure}")
+        why = "llama.cpp loads the drafter's file itself, beside its target"
+        options.wrong("speculation", f"{told}; {cure} ({why})")
         return None
     keys = NGRAM_KEYS if name == NGRAM else MODEL_KEYS
     for key in table:
@@ -75,14 +96,8 @@ def _drafter(options: Options, table: Mapping[str, Any], stage: Stage, stages: S
             options.wrong("speculation", f"no such key '{key}' where '{name}' drafts; {nearest(key, keys)}")
     if name == NGRAM:
         return Drafter(NGRAM, n_max=_count(options, table, "n_max", 16), n_match=_count(options, table, "n_match", 6))
-    other = others[str(name)]
-    sha256 = other.options.get("sha256")
-    return Drafter(
-        other.name,
-        other.model,
-        sha256 if isinstance(sha256, str) else None,
-        n_max=_count(options, table, "n_max", 8),
-        p_min=_share(options, table, "p_min", 0.6),
+    return _model(
+        others[str(name)], n_max=_count(options, table, "n_max", 8), p_min=_share(options, table, "p_min", 0.6)
     )
 
 
@@ -118,3 +133,27 @@ def check_drafter(stage: str, path: str, drafter: Drafter | None) -> None:
         raise EngineError(
             f"stage '{stage}': '{drafter.name}' cannot draft for it, since the two have different vocabularies: {found}"
         )
+
+
+def check_room(stage: str, path: str, drafter: Drafter, context: int, *, probe: Probe = free_bytes) -> None:
+    """Raise EngineError where a second process of a stage with this drafter is not worth trying, or does not fit.
+
+    The weights of the stage itself are shared with its first process. ``context``: tokens of all answers at work, 0
+    for the models' own. Reads the files' heads, so call it in a thread. Raises ModelFileError as they are read.
+    """
+    whole = Path(path).stat().st_size
+    size = 0 if drafter.path is None else Path(drafter.path).stat().st_size
+    if size > SMALLER * whole:
+        raise EngineError(f"stage '{stage}': the file of '{drafter.name}' is more than two thirds of its own")
+    need = size + sum(_cache(file, context) for file in (path, drafter.path) if file is not None)
+    free = probe("cpu")
+    if free is not None and need > free:
+        raise EngineError(
+            f"stage '{stage}': a second process with '{drafter.name}' needs {need / GIB:.2f} GiB, and {free / GIB:.2f} "
+            "GiB are free"
+        )
+
+
+def _cache(path: str, context: int) -> int:
+    layers, heads, width, longest = cache_shape(path)
+    return cache_bytes(layers=layers, heads=heads, width=width, slots=1, context=context or longest, itemsize=HALF)

@@ -1,4 +1,5 @@
-"""The vocabularies of two GGUF files: only models that number the same tokens alike can draft for one another.
+"""The heads of GGUF files: vocabularies, since only models that number the same tokens alike can draft for one another,
+and what a cache takes.
 
 llama.cpp loads a drafter with other tokens without a word where the counts agree, and every draft of it is in vain.
 """
@@ -6,7 +7,7 @@ llama.cpp loads a drafter with other tokens without a word where the counts agre
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final
@@ -15,6 +16,17 @@ from stepladder.errors import ModelFileError
 
 TOKENS = "tokenizer.ggml.tokens"
 SCALARS = ("tokenizer.ggml.model", "tokenizer.ggml.bos_token_id", "tokenizer.ggml.eos_token_id")
+KIND = "general.architecture"
+SHAPE = (
+    "block_count",
+    "embedding_length",
+    "attention.head_count",
+    "context_length",
+    "attention.head_count_kv",
+    "attention.key_length",
+)
+"""What a cache's size follows from, behind the architecture's name; the last two may be missing."""
+
 PADDING = 128
 """By how many tokens two files of one family may differ: they pad their tables to different widths."""
 
@@ -34,16 +46,26 @@ class Vocabulary:
 
 def read_vocabulary(path: str) -> Vocabulary:
     """The vocabulary of a GGUF file of version 2 or 3. Raises ModelFileError, also where it names no tokens."""
-    try:
-        with Path(path).open("rb") as file:
-            found = _metadata(file, Path(path).stat().st_size)
-    except OSError as error:
-        raise ModelFileError(f"the model file {path} cannot be read: {error.strerror or error}") from error
-    except ValueError as error:
-        raise ModelFileError(f"the vocabulary of the model file {path} cannot be read: {error}") from error
+    found = _read(path, "vocabulary", (TOKENS, *SCALARS))
     if TOKENS not in found:
         raise ModelFileError(f"the vocabulary of the model file {path} cannot be read: it names no tokens")
     return Vocabulary(found[TOKENS], tuple(b"".join(found[key]) if key in found else None for key in SCALARS))
+
+
+def cache_shape(path: str) -> tuple[int, int, int, int]:
+    """Layers, heads that keep keys and values, numbers in each of them, and the longest context of a model.
+
+    Raises ModelFileError for a head that cannot be read, or does not tell.
+    """
+    kind = b"".join(_read(path, "head", (KIND,)).get(KIND, ())).decode("utf-8", "replace")
+    keys = [f"{kind}.{key}" for key in SHAPE]
+    found = _read(path, "head", keys)
+    layers, width, heads, longest, kept, size = (
+        max((int.from_bytes(value, "little") for value in found.get(key, ())), default=0) for key in keys
+    )
+    if not (layers and width and heads and longest):
+        raise ModelFileError(f"the head of the model file {path} does not tell its layers, heads and context")
+    return layers, kept or heads, size or width // heads, longest
 
 
 def difference(target: Vocabulary, drafter: Vocabulary) -> str | None:
@@ -67,7 +89,17 @@ def _shown(token: bytes) -> str:
 # ── the file ─────────────────────────────────────────────────────────────────
 
 
-def _metadata(file: BinaryIO, size: int) -> dict[str, tuple[bytes, ...]]:
+def _read(path: str, what: str, keys: Collection[str]) -> dict[str, tuple[bytes, ...]]:
+    try:
+        with Path(path).open("rb") as file:
+            return _metadata(file, Path(path).stat().st_size, keys)
+    except OSError as error:
+        raise ModelFileError(f"the model file {path} cannot be read: {error.strerror or error}") from error
+    except ValueError as error:
+        raise ModelFileError(f"the {what} of the model file {path} cannot be read: {error}") from error
+
+
+def _metadata(file: BinaryIO, size: int, keys: Collection[str]) -> dict[str, tuple[bytes, ...]]:
     """The keys that are asked for, in one pass over the file's head. Raises ValueError."""
     _, version, _, count = struct.unpack("<4sIQQ", _take(file, 24, size))
     if version not in VERSIONS:
@@ -76,9 +108,9 @@ def _metadata(file: BinaryIO, size: int) -> dict[str, tuple[bytes, ...]]:
     for _ in range(count):
         key = _string(file, size).decode("utf-8", "replace")
         (kind,) = struct.unpack("<I", _take(file, 4, size))
-        if key == TOKENS or key in SCALARS:
+        if key in keys:
             found[key] = tuple(_values(file, kind, size))
-            if len(found) == 1 + len(SCALARS):
+            if len(found) == len(keys):
                 break
         else:
             _skip(file, kind, size)
