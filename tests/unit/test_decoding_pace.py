@@ -85,6 +85,28 @@ def test_what_was_never_seen_is_what_was_foreseen_and_is_outweighed_by_what_was(
     assert rounds.seconds(3.0) == pytest.approx(1.0, abs=0.1)
 
 
+def test_answers_that_are_not_alike_are_counted_by_whole_ones() -> None:
+    """Behind a long round comes another, in an easy answer: rounds that forget what answer they are in miss that."""
+    chance, rounds = random.Random(2), Rounds()
+    told = blind = took = 0.0
+    for turn in range(2000):
+        alpha, left, count = chance.choice((0.3, 0.97)), 9, 0
+        while left:
+            kept = 0
+            while kept < 6 and chance.random() < alpha:
+                kept += 1
+            wrote = min(kept + 1, left)
+            left, count = left - wrote, count + 1
+            rounds.observe(wrote, 1.0, ended=not left)
+        rounds.answered(9, count)
+        if turn >= 1000:
+            took += count
+            told += rounds.of_answer(9, [1.0])
+            blind += rounds_of_answer(9, rounds.reach([1.0]))
+    assert told / took == pytest.approx(1.0, abs=0.05)
+    assert abs(blind / took - 1.0) > 0.05
+
+
 # ── forecasts of whole answers ───────────────────────────────────────────────
 
 GRAMS = steady((NGRAM, 0, 0.2), (NGRAM, 1, 0.7), (0, 1, 0.5))

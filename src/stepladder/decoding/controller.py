@@ -21,7 +21,7 @@ from math import inf
 from stepladder.decoding.acceptance import NGRAM, Acceptance
 from stepladder.decoding.beliefs import CHUNK, Beliefs
 from stepladder.decoding.course import EVERY, Course, Round, Trial
-from stepladder.decoding.pace import Rounds, rounds_of_answer
+from stepladder.decoding.pace import Rounds
 from stepladder.decoding.planner_settings import PlannerSettings
 from stepladder.decoding.planning import (
     Ground,
@@ -207,7 +207,7 @@ class Planner:
     ) -> float | None:
         """Expected seconds of an answer of ``output_tokens``, by the plan in force; None before the top was timed.
 
-        Rounds until the answer is whole (``pace.rounds_of_answer``), each at what the chain's rounds take, and what
+        Rounds until the answer is whole (``pace.Rounds.of_answer``), each at what the chain's rounds take, and what
         the first passes of all its stages take more for reading the prompt. A lower answer handed over as a draft is
         read with the prompt in a round of its own, and ``kept_share`` of it is not written again.
         """
@@ -236,8 +236,7 @@ class Planner:
         # Only n-grams come short of what they are asked for within an answer; at its end all do, and that is counted.
         law = ground.laws[pair] if pair[0] == NGRAM else Law(ground.laws[pair].rates)
         rounds = course.rounds_of.get(plan.chain) or Rounds()
-        reach = rounds.reach(law.reach()[: plan.lengths[-1] + 1])
-        return rounds.seconds(taken) * rounds_of_answer(tokens, reach)
+        return rounds.seconds(taken) * rounds.of_answer(tokens, law.reach()[: plan.lengths[-1] + 1])
 
     def kept_share(self) -> float:
         """Expected share of a climbed draft that is kept."""

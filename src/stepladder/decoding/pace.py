@@ -24,6 +24,9 @@ ROUNDS_MEMORY = 200.0
 ROUNDS_PULL = 4.0
 """Rounds of a chain that its tokens and times are taken from, and those that the forecast without them counts for."""
 
+ANSWERS_MEMORY = 100.0
+"""Whole answers over which their rounds are compared to those foreseen."""
+
 CURVE = 64
 """Tokens up to which the rounds of an answer are counted one by one; beyond, a round writes what it does on average."""
 
@@ -144,6 +147,8 @@ class Rounds:
         self._stopped: list[float] = []
         self._seconds = 0.0
         self._count = 0.0
+        self._answers = [0.0, 0.0]
+        self._foreseen: Sequence[float] = ()
 
     def observe(self, tokens: int, seconds: float, *, ended: bool) -> None:
         """A round wrote ``tokens`` ≥ 1; where the answer ``ended`` with it, it was not free to go on."""
@@ -156,6 +161,23 @@ class Rounds:
             self._stopped[tokens - 1] += 1.0
         self._seconds = self._seconds * keep + seconds
         self._count = self._count * keep + 1.0
+
+    def answered(self, tokens: int, rounds: int) -> None:
+        """A whole answer took so many rounds, all of this chain.
+
+        Answers are not alike: in an easy one a long round follows on a long one, and its end cuts longer rounds than a
+        hard one's does. Rounds one by one know nothing of that; those of whole answers tell what it comes to.
+        """
+        keep = 1.0 - 1.0 / ANSWERS_MEMORY
+        foreseen = rounds_of_answer(tokens, self.reach(self._foreseen))
+        for place, amount in enumerate((float(rounds), foreseen)):
+            self._answers[place] = self._answers[place] * keep + amount
+
+    def of_answer(self, tokens: float, foreseen: Sequence[float]) -> float:
+        """Expected rounds of an answer, as ``rounds_of_answer``, corrected by what whole answers took."""
+        self._foreseen = foreseen
+        took, told = self._answers
+        return rounds_of_answer(tokens, self.reach(foreseen)) * (took + ROUNDS_PULL) / (told + ROUNDS_PULL)
 
     def reach(self, foreseen: Sequence[float]) -> list[float]:
         """A_0 … A_n: the chance that a round writes more than k tokens, held towards the one foreseen."""

@@ -123,6 +123,8 @@ class Chains:
     _given: GivenDraft = field(init=False)
     _began: float = field(init=False, default=0.0)
     _rows: int = field(init=False, default=1)
+    rounds: dict[tuple[int, ...], int] = field(init=False, default_factory=dict)
+    """How many rounds ran with each chain; those over a climbed draft are left out."""
     _passes: list[float] = field(init=False, default_factory=lambda: [0.0, 0.0])
     """Seconds and number of the round's passes, each divided by the rows that shared it."""
     _read: list[float] = field(init=False, default_factory=lambda: [0.0, 0.0])
@@ -176,17 +178,25 @@ class Chains:
 
     def ended(self, tokens: int) -> None:
         """The round wrote so many tokens; the planner hears of it, but for rounds over a climbed draft."""
-        if self.settled:
-            return
         if self.climbing:
             self._would_be.go_on(len(self.answer.tokens))
             return
+        self.rounds[self.plan.chain] = self.rounds.get(self.plan.chain, 0) + 1
+        if self.settled:
+            return
         over = self._left() <= 0 or self.answer.tokens[-1] in self.ends
         passes = (self._passes[0], self._passes[1])
-        took = Round(tokens, max(SOME_S, self.timer() - self._began), passes, self._read[1], self._read[0], over)
+        seconds = max(SOME_S, self.timer() - self._began)
+        took = Round(tokens, seconds, passes, self._read[1], self._read[0], over, self._whole() if over else (0, 0))
         with self.shared.lock:
             self.shared.planner.observe_round(self.plan, took, greedy=self.greedy, batch=self._rows)
             self._look_up(over)
+
+    def _whole(self) -> tuple[int, int]:
+        """Tokens and rounds of the answer where one chain wrote all of it."""
+        if self.given or len(self.rounds) != 1:
+            return 0, 0
+        return len(self.answer.tokens) - self.answer.prompt, sum(self.rounds.values())
 
     def _look_up(self, over: bool) -> None:
         """Tell the planner what n-grams would have drafted where they were not asked, but may be."""
