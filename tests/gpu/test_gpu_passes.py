@@ -15,15 +15,18 @@ from tiny_models import KINDS, other_network, tiny_network
 pytestmark = pytest.mark.gpu
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-NEAR = {torch.float32: 2e-5, torch.bfloat16: 8e-2, torch.float64: 1e-10}
+NEAR = {torch.float32: 2e-5, torch.bfloat16: 2e-2}
 """Relative to the greatest number: how far sums in another order may lie apart."""
 
+FAR = {torch.float32: 2e-3, torch.bfloat16: 8e-2}
+"""The same through all layers, where PyTorch may be set to shorten float32 in its products."""
 
-def close(one: torch.Tensor, other: torch.Tensor, dtype: torch.dtype) -> None:
+
+def close(one: torch.Tensor, other: torch.Tensor, near: float) -> None:
     """Fail where two tensors differ by more than rounding."""
     assert one.shape == other.shape
     far = (one.double() - other.double()).abs().max().item()
-    assert far <= NEAR[dtype] * max(1.0, other.abs().max().item()), far
+    assert far <= near * max(1.0, other.abs().max().item()), far
 
 
 def some(*shape: int, dtype: torch.dtype, device: torch.device, seed: int = 0) -> torch.Tensor:
@@ -45,9 +48,9 @@ def test_products_and_gated_products(gpu, dtype, tokens, inputs, outputs):
     kernels, read = Kernels(128), some(tokens, inputs, dtype=dtype, device=gpu)
     gate, up = (some(outputs, inputs, dtype=dtype, device=gpu, seed=s) / inputs**0.5 for s in (1, 2))
     wanted = read.double() @ gate.double().T
-    close(kernels.product(read, gate).sum(0), wanted, torch.float32)
+    close(kernels.product(read, gate).sum(0), wanted, NEAR[torch.float32])
     both = torch.nn.functional.silu(wanted) * (read.double() @ up.double().T)
-    close(kernels.gated(read, gate, up), both, dtype)
+    close(kernels.gated(read, gate, up), both, NEAR[dtype])
 
 
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
@@ -61,7 +64,7 @@ def test_sums_and_norms(gpu, dtype, size, parts):
     for one, other in zip(
         Kernels(128).add_norm(hidden, added, weight, 1e-5), Plain().add_norm(hidden, added, weight, 1e-5), strict=True
     ):
-        close(one, other, dtype)
+        close(one, other, NEAR[dtype])
 
 
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
@@ -87,14 +90,14 @@ def test_rotation_and_attention(gpu, dtype, query, shared, width, normed):
     wanted = plain.rotate(parts, heads, *other, places)
     found_plain = plain.attend(wanted, *other, places, width**-0.5)
     real = places.real().flatten()
-    close(asked[real], wanted[real], dtype)
+    close(asked[real], wanted[real], NEAR[dtype])
     for one, two in zip(memory, other, strict=True):
-        close(one[:, :, :positions], two[:, :, :positions], dtype)
+        close(one[:, :, :positions], two[:, :, :positions], NEAR[dtype])
     for slot, start, count in zip(*numbers, strict=True):
         for each in memory:
             each[slot, :, start + count :] = torch.nan
     found = kernels.attend(asked, *memory, places, width**-0.5)
-    close(found[real], found_plain[real], dtype)
+    close(found[real], found_plain[real], NEAR[dtype])
 
 
 # ── whole passes ─────────────────────────────────────────────────────────────
@@ -127,17 +130,18 @@ def test_narrow_passes_give_the_logits_of_packed_ones(device, dtype, kind):
             feeds.append(Feed(row, start, new, chance.randint(0, min(len(new), 20))))
         for one, other in zip(narrow.forward(feeds), packed.forward(feeds), strict=True):
             if len(one):
-                close(one, other, dtype)
+                close(one, other, FAR[dtype])
     for one, other in zip(narrow.cache.layers, packed.cache.layers, strict=True):
         for row, text in texts.items():
-            close(one.keys[row, :, : len(text)], other.keys[row, :, : len(text)], dtype)
+            close(one.keys[row, :, : len(text)], other.keys[row, :, : len(text)], FAR[dtype])
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 def test_logits_do_not_depend_on_width_companions_or_reach(gpu, dtype, kind):
-    """Bit for bit: a token verified among seventeen is the same as one written alone."""
-    model, text = model_of(gpu, dtype, kind), [random.Random(2).randrange(64) for _ in range(1400)]
+    """Bit for bit: a token verified among seventeen is the same as one written alone. Sums are long, and in parts."""
+    model = model_of(gpu, dtype, kind, hidden=1024, heads=16, shared=4, layers=2)
+    text = [random.Random(2).randrange(64) for _ in range(1400)]
     rows = [model.open() for _ in range(6)]
     for start in (3, 120, 500, 1017, 1300):
         tails = []
@@ -165,7 +169,7 @@ def test_a_family_without_fused_layers_runs_its_own_in_graphs(gpu):
             model.forward([Feed(row, 0, list(range(length)), 0)])
     feeds = [Feed(0, 9, [5, 6], 2), Feed(2, 30, [7], 1), Feed(1, 2, [8, 9, 1], 1)]
     for one, other in zip(narrow.forward(feeds), packed.forward(feeds), strict=True):
-        close(one, other, torch.float32)
+        close(one, other, FAR[torch.float32])
 
 
 def test_a_model_that_cannot_be_captured_runs_without_graphs(gpu, caplog):
@@ -182,6 +186,6 @@ def test_a_model_that_cannot_be_captured_runs_without_graphs(gpu, caplog):
     model.model.forward = looking
     feed = Feed(model.open(), 0, [1, 2, 3], 2)
     packed.open()
-    close(model.forward([feed])[0], packed.forward([feed])[0], torch.float32)
+    close(model.forward([feed])[0], packed.forward([feed])[0], FAR[torch.float32])
     assert "runs without CUDA graphs" in caplog.text
     assert "CUDA graphs" not in model.told

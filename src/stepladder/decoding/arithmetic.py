@@ -112,7 +112,7 @@ class Plain:
             )
         at = positions.clamp(max=heads.cos.shape[0] - 1).flatten()
         query, key = (_rotated(part, heads.cos[at], heads.sin[at]).to(keys.dtype) for part in (query, key))
-        written = torch.where(real, positions, keys.shape[2] - 1)
+        written = positions.masked_fill(~real, keys.shape[2] - 1)
         shape = (*positions.shape, heads.shared, heads.width)
         keys[places.slots[:, None], :, written] = key.view(shape)
         values[places.slots[:, None], :, written] = value.to(values.dtype).view(shape)

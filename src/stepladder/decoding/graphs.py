@@ -8,7 +8,8 @@ captured when its shape is first needed, or by ``LanguageModel.warm``.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -23,9 +24,6 @@ ROWS = (1, 2, 4, 8)
 
 SHORTEST_REACH, REACH_FACTOR = 1024, 4
 """Graphs are made for rows of so many positions, and so many times more each."""
-
-SPIN = 2
-"""Runs before a capture: kernels are compiled and chosen in the first, memory settles in the second."""
 
 
 def above(number: int, steps: Sequence[int]) -> int:
@@ -42,6 +40,17 @@ def reach_for(length: int, context: int) -> int:
     while reach < length:
         reach *= REACH_FACTOR
     return min(reach, context)
+
+
+@contextmanager
+def _unwaiting() -> Iterator[None]:
+    """Whatever makes the host wait raises RuntimeError here: a capture that it breaks could not be cleared away."""
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
 
 
 class Captured:
@@ -64,7 +73,8 @@ class Captured:
         side: Any = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(side):
-            for _ in range(SPIN):
+            compute(*self.inputs)
+            with _unwaiting():
                 compute(*self.inputs)
         torch.cuda.current_stream(device).wait_stream(side)
         graph = torch.cuda.CUDAGraph()

@@ -35,6 +35,10 @@ CHUNK = 128
 CHUNKS = 64
 
 
+VARYING = ["tokens", "columns", "chunks", "tiles"]
+"""Sizes that change from pass to pass: a kernel is not compiled anew for those that are 1 or multiples of 16."""
+
+
 class Layout(NamedTuple):
     """How a product is laid out: outputs and inputs of a tile, parts of the sum, loads in flight, warps."""
 
@@ -45,7 +49,7 @@ class Layout(NamedTuple):
     warps: int
 
 
-@triton.jit
+@triton.jit(do_not_specialize=VARYING)
 def _product(
     read,
     weight,
@@ -82,7 +86,7 @@ def _product(
     tl.store(made + place, total, mask=there & (output[None, :] < outputs))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=VARYING)
 def _gated(
     read,
     gate,
@@ -122,7 +126,7 @@ def _gated(
     tl.store(made + place, result.to(made.dtype.element_ty), mask=there & (output[None, :] < outputs))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=VARYING)
 def _add_norm(
     hidden,
     parts,
@@ -170,7 +174,7 @@ def _head(parts, bias, norm, tokens, token, head, outputs, eps, column, within, 
     return value
 
 
-@triton.jit
+@triton.jit(do_not_specialize=VARYING)
 def _rotate(
     parts,
     bias,
@@ -240,7 +244,7 @@ def _rotate(
         tl.store(keys + memory + (head - QUERY) * head_stride + column, result, mask=within)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=VARYING)
 def _attend(
     query,
     keys,
@@ -323,7 +327,7 @@ def _attend(
     tl.store(sums + where[:, None] * WIDTH + depth[None, :], total, mask=real[:, None] & within[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=VARYING)
 def _joined(
     sums,
     peaks,
@@ -362,8 +366,21 @@ def _joined(
     tl.store(made + (token * HEADS + head) * WIDTH + depth, total.to(made.dtype.element_ty), mask=within)
 
 
-LAYOUTS: dict[tuple[int, int], Layout] = {}
-"""(outputs, inputs) → the layout of a product of that shape, where one was measured to be quicker than the rule's."""
+LAYOUTS = {
+    (2048, 2048): Layout(16, 128, 4, 4, 2),
+    (2048, 8192): Layout(64, 128, 8, 3, 4),
+    (3072, 2048): Layout(64, 64, 8, 4, 4),
+    (4096, 4096): Layout(64, 128, 4, 3, 4),
+    (4096, 11008): Layout(32, 128, 4, 3, 4),
+    (5120, 5120): Layout(16, 128, 2, 4, 2),
+    (5120, 13824): Layout(16, 128, 2, 4, 2),
+    (12288, 4096): Layout(64, 128, 2, 3, 4),
+    (15360, 5120): Layout(32, 128, 1, 3, 4),
+    (32000, 4096): Layout(64, 128, 1, 3, 4),
+    (32000, 5120): Layout(32, 256, 2, 3, 4),
+    (128256, 2048): Layout(64, 128, 1, 4, 4),
+}
+"""(outputs, inputs) → layout, where it was measured, on an H100 by ``benchmarks/gpu_products.py``."""
 
 
 def layout_of(outputs: int, inputs: int) -> Layout:
@@ -375,10 +392,10 @@ def layout_of(outputs: int, inputs: int) -> Layout:
     parts = 1
     while tiles * parts < ENOUGH and inputs // (2 * parts) >= LEAST_PART:
         parts *= 2
-    return Layout(32, 128, parts, 4, 4)
+    return Layout(32, 128, parts, 3, 4)
 
 
-ENOUGH = 512
+ENOUGH = 400
 """Programs that keep a large GPU busy."""
 
 LEAST_PART = 512
@@ -416,7 +433,7 @@ class Kernels:
         part = layout.inputs * triton.cdiv(inputs, layout.inputs * layout.parts)
         parts = triton.cdiv(inputs, part)
         made = torch.empty((parts, tokens, outputs), dtype=torch.float32, device=read.device)
-        wide = _wide(tokens)
+        wide = _wide(tokens, read)
         _product[triton.cdiv(tokens, wide), triton.cdiv(outputs, layout.outputs), parts](
             read,
             weight,
@@ -438,7 +455,7 @@ class Kernels:
     def gated(self, read: Tensor, gate: Tensor, up: Tensor) -> Tensor:
         """As in ``Arithmetic``."""
         (tokens, inputs), outputs = read.shape, len(gate)
-        made, wide = read.new_empty((tokens, outputs)), _wide(tokens)
+        made, wide = read.new_empty((tokens, outputs)), _wide(tokens, read)
         layout = GATED_LAYOUTS.get((outputs, inputs), GATED)
         _gated[triton.cdiv(tokens, wide), triton.cdiv(outputs, layout.outputs)](
             read,
@@ -497,7 +514,7 @@ class Kernels:
         tokens, heads, width = query.shape
         shared, rows, columns = keys.shape[1], len(places.slots), places.columns
         asked = columns * (heads // shared)
-        wide = _wide(asked)
+        wide = _wide(asked, query)
         tiles, chunks = triton.cdiv(asked, wide), triton.cdiv(places.reach, self._chunk)
         sums = torch.empty((tokens, heads, chunks, width), dtype=torch.float32, device=query.device)
         peaks = torch.empty((tokens, heads, chunks), dtype=torch.float32, device=query.device)
@@ -548,15 +565,16 @@ class Kernels:
         return made
 
 
-GATED = Layout(32, 64, 1, 4, 4)
+GATED = Layout(32, 128, 1, 3, 4)
 """The layout of gated products, which are many outputs wide …"""
 
-GATED_LAYOUTS: dict[tuple[int, int], Layout] = {}
+GATED_LAYOUTS = {(8192, 2048): Layout(32, 128, 1, 4, 4), (13824, 5120): Layout(64, 128, 1, 3, 8)}
 """… but for these shapes (outputs, inputs)."""
 
 
-def _wide(tokens: int) -> int:
-    return TOKENS if tokens <= TOKENS else MORE_TOKENS
+def _wide(tokens: int, numbers: Tensor) -> int:
+    """Tokens of a tile. The tensor cores add up alike in both kinds of tile; float32 does not go through them."""
+    return TOKENS if tokens <= TOKENS or numbers.dtype == torch.float32 else MORE_TOKENS
 
 
 def _precision(numbers: Tensor) -> str:

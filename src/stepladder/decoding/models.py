@@ -278,7 +278,7 @@ class LanguageModel:
         layout = Masked(
             slots,
             positions.clamp(max=last),
-            torch.where(real, positions, last + 1),
+            positions.masked_fill(~real, last + 1),  # ``where`` with a number would copy it from the host
             reach=reach,
             group=self.shape.group,
             dtype=self.dtype,

@@ -266,5 +266,5 @@ def _drawn(weights: Tensor, chance: Tensor) -> Tensor:
     mass = cumulative[:, -1]
     place = torch.searchsorted(cumulative, (chance * mass)[:, None], right=True)[:, 0]
     numbers = torch.arange(weights.shape[1], device=weights.device)
-    last = torch.where(weights > 0, numbers, 0).amax(-1)
-    return torch.where((mass > 0) & mass.isfinite(), torch.minimum(place, last), -1)
+    last = (numbers * (weights > 0)).amax(-1)
+    return torch.minimum(place, last).masked_fill(~((mass > 0) & mass.isfinite()), -1)
