@@ -47,10 +47,9 @@ class Pliant(MemoryTraceStore):
     """Lets a later outcome under the same key replace an earlier one."""
 
     def outcome(self, outcome: Outcome) -> Receipt:
-        held = self._outcomes.get(outcome.decision_id, {})
-        for slot in [slot for slot in held if slot[2] is not None and slot[2] == outcome.key]:
-            if held[slot][1] != outcome:
-                del held[slot]
+        for slot in [slot for slot in self._outcomes if slot[0] == outcome.decision_id and slot[2] is not None]:
+            if slot[2] == outcome.key and self._outcomes[slot][1] != outcome:
+                self._forget_outcome(slot)
         return super().outcome(outcome)
 
 

@@ -24,7 +24,7 @@ from stepladder.gateway.app import create_app
 from stepladder.gateway.feedback import KEYS, LIMITS, VERDICTS, keep, read_feedback
 from stepladder.router import Router
 from stepladder.testing import make_trace
-from stepladder.traces import schema, writer
+from stepladder.traces import memory, schema, writer
 from stepladder.traces.keeping import Keeping
 from stepladder.traces.memory import MemoryTraceStore
 from stepladder.traces.sqlite import SqliteTraceStore
@@ -120,12 +120,12 @@ outcomes = st.builds(
 @given(st.lists(outcomes, max_size=10))
 @settings(max_examples=25)
 def test_a_file_and_memory_make_the_same_of_it(tmp_path_factory, told) -> None:
-    memory = MemoryTraceStore()
+    kept = MemoryTraceStore()
     with closing(SqliteTraceStore(tmp_path_factory.mktemp("s") / "t.sqlite3")) as file:
         reports = [file.report(each) for each in told]  # all at once, so that they share commits
-        assert [report.result(10) for report in reports] == [memory.outcome(each) for each in told]
+        assert [report.result(10) for report in reports] == [kept.outcome(each) for each in told]
         for decision in ("d1", "d2"):
-            assert file.outcomes(decision) == memory.outcomes(decision)
+            assert file.outcomes(decision) == kept.outcomes(decision)
 
 
 class OneKey(FreeGate):
@@ -335,6 +335,25 @@ def test_traces_that_fail_take_no_feedback_along(tmp_path, caplog) -> None:
             other.execute("DROP TABLE outcomes")
         with pytest.raises(TraceError, match="could not be written"):
             store.outcome(Outcome("dec-1", 1.0, "user"))
+
+
+def test_one_that_cannot_be_kept_at_all_takes_no_other_along(file, caplog) -> None:
+    names = ("dec-1", "half \udc80 of a pair", "dec-2")
+    with held(file):
+        told = [file.report(Outcome(name, 1.0, "user")) for name in names]
+    assert [each.result(10).change for each in (told[0], told[2])] == ["added", "added"]
+    with pytest.raises(TraceError, match="could not be written"):
+        told[1].result(10)
+    counts = file.counts()
+    assert (counts.feedback_accepted, counts.feedback_failed, counts.feedback_waiting) == (2, 1, 0)
+
+
+def test_memory_keeps_no_more_than_so_many(monkeypatch) -> None:
+    monkeypatch.setattr(memory, "KEEP_FEEDBACK", 3)
+    store = MemoryTraceStore()
+    for number in range(5):
+        store.outcome(Outcome("dec-1", 1.0, "user", key=str(number)))
+    assert [each.key for each in store.outcomes("dec-1")] == ["2", "3", "4"]
 
 
 async def test_a_private_store_keeps_scores_and_no_comments(tmp_path) -> None:

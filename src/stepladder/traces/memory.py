@@ -47,7 +47,8 @@ class MemoryTraceStore:
         self._lock = threading.Lock()
         self._weights: dict[str, int] = {}
         self._traces: dict[str, Stored] = {}
-        self._outcomes: dict[str, dict[Slot, tuple[float, Outcome]]] = {}  # by decision, those told last at the end
+        self._outcomes: dict[Slot, tuple[float, Outcome]] = {}  # those told last at the end
+        self._slots: dict[str, dict[Slot, None]] = {}  # by decision, in the same order
         self._counts = StoreCounts()
 
     def append(self, trace: Trace) -> None:
@@ -76,13 +77,12 @@ class MemoryTraceStore:
         if self._veil is not None:
             outcome = replace(outcome, comment=self._veil.comment(outcome.comment))
         with self._lock:
-            told = self._outcomes.setdefault(outcome.decision_id, {})
-            before = told.get(slot)
+            before = self._outcomes.get(slot)
             change = _change(None if before is None else before[1], outcome)
             if change in ("added", "replaced"):
-                told.pop(slot, None)
-                told[slot] = self._clock(), outcome
-                self._outcomes[outcome.decision_id] = self._outcomes.pop(outcome.decision_id)
+                self._forget_outcome(slot)
+                self._outcomes[slot] = self._clock(), outcome
+                self._slots.setdefault(outcome.decision_id, {})[slot] = None
                 self._prune_outcomes()
             counts, refused = self._counts, change == "conflict"
             self._counts = replace(
@@ -109,7 +109,7 @@ class MemoryTraceStore:
 
     def outcomes(self, trace_id: str) -> tuple[Outcome, ...]:
         with self._lock:
-            return tuple(outcome for _, outcome in self._outcomes.get(trace_id, {}).values())
+            return tuple(self._outcomes[slot][1] for slot in self._slots.get(trace_id, ()))
 
     def counts(self) -> StoreCounts:
         """What was done so far."""
@@ -138,10 +138,17 @@ class MemoryTraceStore:
         keep_s = self.keeping.keep_feedback_s
         oldest = -inf if keep_s is None else self._clock() - keep_s
         while self._outcomes:
-            decision, told = next(iter(self._outcomes.items()))
-            if len(self._outcomes) <= KEEP_FEEDBACK and max((at for at, _ in told.values()), default=oldest) >= oldest:
+            slot, (at, _) = next(iter(self._outcomes.items()))
+            if len(self._outcomes) <= KEEP_FEEDBACK and at >= oldest:
                 return
-            del self._outcomes[decision]
+            self._forget_outcome(slot)
+
+    def _forget_outcome(self, slot: Slot) -> None:
+        self._outcomes.pop(slot, None)
+        slots = self._slots.get(slot[0], {})
+        slots.pop(slot, None)
+        if not slots:
+            self._slots.pop(slot[0], None)
 
     def _forget(self, trace_id: str) -> None:
         self._traces.pop(trace_id, None)

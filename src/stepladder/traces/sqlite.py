@@ -58,7 +58,8 @@ class SqliteTraceStore:
             writer = self._open(clock)
         try:
             veil = None if keeping.prompts == "full" else Veil(keeping.prompts, self._salt())
-            self._reader = connect(self.path, read_only=True)
+            with self._telling("cannot be opened"):
+                self._reader = connect(self.path, read_only=True)
         except BaseException:  # re-raised: no connection is left behind
             writer.close()
             raise

@@ -230,12 +230,21 @@ class Writer:
     def _report(self, reports: Sequence[Report], coming: set[str]) -> None:
         """Commit outcomes and only then tell that they are kept; ``coming`` are traces that are about to be written."""
         wanted = [report for report in reports if report.done.set_running_or_notify_cancel()]
+        with self._gate:
+            self._count(feedback_waiting=len(wanted) - len(reports))
+        self._commit(wanted, coming)
+
+    def _commit(self, reports: Sequence[Report], coming: set[str]) -> None:
         try:
             self._db.execute("PRAGMA synchronous=FULL")
             with transaction(self._db):
-                receipts = [self._keep(report, coming) for report in wanted]
+                receipts = [self._keep(report, coming) for report in reports]
         except Exception as error:  # noqa: BLE001 - told to whoever waits; the thread goes on for the others
-            self._fail(reports, wanted, error)
+            if len(reports) > 1 and not isinstance(error, sqlite3.OperationalError):
+                for report in reports:  # one of them cannot be kept at all, and the others did nothing
+                    self._commit([report], coming)
+            else:
+                self._fail(reports, error)
             return
         refused = sum(receipt.change == "conflict" for receipt in receipts)
         with self._gate:
@@ -244,15 +253,15 @@ class Writer:
                 feedback_refused=refused,
                 feedback_waiting=-len(reports),
             )
-        for report, receipt in zip(wanted, receipts, strict=True):
+        for report, receipt in zip(reports, receipts, strict=True):
             report.done.set_result(receipt)
 
-    def _fail(self, reports: Sequence[Report], wanted: Sequence[Report], error: Exception) -> None:
-        log.error("%d outcomes could not be written to %s: %s", len(wanted), self._path, error)
+    def _fail(self, reports: Sequence[Report], error: Exception) -> None:
+        log.error("%d outcomes could not be written to %s: %s", len(reports), self._path, error)
         with self._gate:
-            self._count(feedback_failed=len(wanted), feedback_waiting=-len(reports))
+            self._count(feedback_failed=len(reports), feedback_waiting=-len(reports))
         told = f"the outcome could not be written: {error}; try again"
-        for report in wanted:
+        for report in reports:
             report.done.set_exception(TraceError(told))
 
     def _keep(self, report: Report, coming: set[str]) -> Receipt:
