@@ -493,3 +493,11 @@ def test_a_bad_configuration_repeats_no_secret(tmp_path, capsys, wrong):
         shown = capsys.readouterr()
         assert "far" in shown.err + shown.out or "stages[0]" in shown.err + shown.out
         assert "MARKER" not in shown.err + shown.out
+
+
+def test_every_claim_names_a_test_that_there_is():
+    root = Path(__file__).parents[2]
+    claims = re.findall(r"`([a-z_/]+\.py)::(test_\w+)`", (root / "SECURITY.md").read_text("utf-8"))
+    assert len(claims) > 20
+    for file, name in claims:
+        assert re.search(rf"def {name}\b", (root / "tests" / file).read_text("utf-8")), f"{file}::{name}"
