@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 import strategies
 from gateway_fakes import Script, attempt, fault, get, post, world
 from stepladder.errors import TraceError
-from stepladder.evaluate.replay import differences, replay
+from stepladder.evaluate.replay import differences, missing, replay
 from stepladder.gateway.app import create_app
 from stepladder.policies.greedy import GreedyPolicy
 from stepladder.router import Router
@@ -119,6 +119,10 @@ async def test_no_word_is_in_the_file(tmp_path: Path, prompts, caplog) -> None:
     roles = [message["role"] for message in chats[0].request.messages]
     assert roles == ["system", "user", "assistant", "tool", "other", "user"]
     assert MARK not in caplog.text
+    for trace in traces:
+        assert [pair.step for pair in replay(trace, GreedyPolicy())] == list(range(len(trace.steps)))
+        assert f"trace {trace.id} is private ([traces] prompts = '{prompts}')" in missing(trace)
+    assert missing(make_trace("dec-1")) is None
 
 
 async def test_the_marker_is_found_where_nothing_is_private(tmp_path) -> None:
@@ -161,6 +165,13 @@ def test_what_the_router_writes_of_errors_is_veiled() -> None:
 def test_a_field_that_comes_later_is_private_until_somebody_says_otherwise() -> None:
     body = {**encode(make_trace("dec-1")), "later": {"deep": [MARK, {"deeper": MARK}]}}
     assert MARK not in orjson.dumps(veiled(body, Veil("omit"))).decode()
+
+
+def test_a_prompt_of_tokens_is_a_prompt() -> None:
+    trace = make_trace("dec-1")
+    asked = replace(trace.request, prompt=MARK, params={"prompt": [[77123, 9], [4]], "max_tokens": 5, "n": "77123"})
+    found = decode(veiled(encode(replace(trace, request=asked)), Veil("omit")))
+    assert found.request.params == {"max_tokens": 5}
 
 
 def test_a_stage_that_is_none_is_a_word_of_the_caller() -> None:

@@ -1,6 +1,6 @@
 """What a private store keeps of a trace: every number, and no word of the prompt, the answers or the errors.
 
-Refused by default: a string that is not known here for the ladder's own (a stage, a kind of fault, a version) is
+Refused by default: a string value that is not known here for the ladder's own (a stage, a kind of fault, a version) is
 veiled, so that a field which comes later is private until somebody says otherwise. Two limits: names that the operator
 gave (stages, callers) stay, and so does what a policy of somebody else's writes into the reason of a decision.
 """
@@ -27,25 +27,11 @@ OMITTED = "(omitted)"
 SALT_BYTES = 32
 _HASH_BYTES = 16
 
-_OWN = frozenset(
-    {
-        *(
-            "artifact",
-            "call",
-            "caller",
-            "chain",
-            "code",
-            "config",
-            "cost_unit",
-            "draft",
-            "drafter",
-            "id",
-            "kind",
-            "ladder",
-        ),
-        *("needs", "only", "policy", "prices", "reason", "stage", "stages", "stop", "target"),
-    }
-)
+_NAMES = frozenset({"caller", "id", "ladder", "only", "policy", "stage", "stages"})
+_KINDS = frozenset({"cost_unit", "draft", "kind", "needs", "reason", "stop"})
+_VERSIONS = frozenset({"artifact", "code", "config", "prices"})
+_SPECULATION = frozenset({"call", "chain", "drafter", "target"})
+_OWN = _NAMES | _KINDS | _VERSIONS | _SPECULATION
 """Fields whose strings are the ladder's own, or names that its operator gave."""
 
 _BOUND = frozenset({"finish_reason", "max_stage", "min_stage", "mode", "stream_mode"})
