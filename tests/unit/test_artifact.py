@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from stepladder.errors import ArtifactError
+from stepladder.predictors import artifact as module
 from stepladder.predictors.artifact import Artifact, array_of, load, numbers_of, save
 
 STAGES = ("small", "large")
@@ -136,6 +137,17 @@ def test_pickles_are_never_read(tmp_path: Path) -> None:
     np.savez(buffer, W0=np.array([{"an": "object"}], dtype=object))
     plant(tmp_path, buffer.getvalue())
     with pytest.raises(ArtifactError, match="other than arrays"):
+        load(tmp_path)
+
+
+def test_archives_that_unpack_to_more_than_memory_are_not_unpacked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    artifact = Artifact("matrix", ("a",), arrays={"zeros": np.zeros(100_000)})
+    save(artifact, tmp_path)
+    assert next(tmp_path.glob("*.npz")).stat().st_size < 2000
+    monkeypatch.setattr(module, "MOST_BYTES", 100_000)
+    with pytest.raises(ArtifactError, match="unpacks to 800,.* bytes, more than 100,000"):
         load(tmp_path)
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from stepladder.config import PRESETS
 from stepladder.errors import ArtifactError, UsageError
 from stepladder.predictors.artifact import load, save
-from stepladder.predictors.gbdt import GBDTPredictor, Trees
+from stepladder.predictors.gbdt import DEEPEST, MOST_NODES, GBDTPredictor, Trees
 from stepladder.predictors.grams import BUCKETS, DENSE
 from stepladder.predictors.history import SIGNALS
 from stepladder.predictors.lexical import NAMES, WORDS, numbers, place, tokens, word_counts
@@ -190,6 +190,26 @@ def test_a_tree_of_one_leaf_counts_and_filling_does_not() -> None:
 def test_arrays_that_do_not_fit(change: dict[str, Any], told: str) -> None:
     with pytest.raises(ArtifactError, match=told):
         GBDTPredictor(("a",), {"depth": 1}, arrays_of() | change)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, MOST_NODES + 1), (1, MOST_NODES // 2, 3)])
+def test_forests_too_large_to_serve_are_refused(shape: tuple[int, ...]) -> None:
+    """Zeros pack well: a small file could hold them, and every decision would walk them."""
+    whole, real = np.zeros(shape, dtype=np.int16), np.zeros(shape, dtype=np.float16)
+    change = {"feature": whole, "left": whole, "right": whole, "threshold": real, "value": real}
+    with pytest.raises(ArtifactError, match="feature: .* nodes are more than 1,000,000"):
+        GBDTPredictor(("a",), {"depth": 1}, arrays_of() | change)
+
+
+def test_walks_that_do_not_come_to_an_end_are_refused() -> None:
+    """One long branch, on which a depth within its nodes would be walked by every decision."""
+    many = 5000
+    own = np.arange(many, dtype=np.int16).reshape(1, 1, -1)
+    shape = np.zeros((1, 1, many))
+    change = {"feature": shape.astype(np.int16), "left": np.minimum(own + 1, many - 1), "right": own}
+    change |= {"threshold": shape, "value": shape}
+    with pytest.raises(ArtifactError, match=f"depth should be a whole number from 0 to {DEEPEST}, not 4999"):
+        GBDTPredictor(("a",), {"depth": 4999}, arrays_of() | change)
 
 
 @pytest.mark.parametrize("depth", [None, -1, 3, 1.0, True])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from math import log2
 
 from stepladder.types import Attempt, Features, Request
@@ -30,5 +29,5 @@ class PaperFeatures:
 def entropy(text: str) -> float:
     """Shannon entropy of the characters' frequencies, in bits; 0 for an empty text."""
     total = len(text)
-    counts = Counter(text).values()
+    counts = [text.count(character) for character in dict.fromkeys(text)]  # for 32 characters quicker than a Counter
     return sum(count / total * log2(total / count) for count in counts)

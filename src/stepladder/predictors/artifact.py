@@ -31,6 +31,9 @@ from stepladder.types import EMPTY, CostUnit
 SCHEMA = 1
 MANIFEST = "artifact.json"
 FLOAT_KINDS = "fiu"
+MOST_BYTES = 1 << 30
+"""Arrays of an artifact unpacked, at the most: a few kilobytes of an archive can claim to hold as much as one likes."""
+
 _ARRAYS_NAME = re.compile(r"arrays-[0-9a-f]{12}\.npz")
 _REQUIRED: Mapping[str, type] = {"schema": int, "kind": str, "stages": list, "features": str, "params": dict}
 
@@ -221,6 +224,10 @@ def _load_arrays(folder: Path, entry: Any) -> Mapping[str, NDArray[Any]]:
 
 def _parse_arrays(path: Path, blob: bytes) -> Mapping[str, NDArray[Any]]:
     try:
+        with zipfile.ZipFile(io.BytesIO(blob)) as listed:
+            size = sum(entry.file_size for entry in listed.infolist())
+        if size > MOST_BYTES:
+            raise ArtifactError(f"{path}: unpacks to {size:,} bytes, more than {MOST_BYTES:,}")
         with np.load(io.BytesIO(blob), allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:

@@ -22,6 +22,10 @@ from stepladder.predictors.lexical import NAMES, WORDS, numbers
 from stepladder.predictors.logistic import from_logit
 from stepladder.types import Estimates, Features
 
+MOST_NODES, DEEPEST = 1_000_000, 64
+"""Nodes of all trees of all stages, and steps of a walk, at the most. A decision looks at every node (some milliseconds
+for so many), and no fit of ours grows a tenth of them."""
+
 AFTER, PREFIX = "after_", "prefix_"
 """What the names of arrays and parameters begin with: of trees for after an answer, and for the beginning of one."""
 
@@ -133,8 +137,13 @@ class Trees:
         shape = feature.shape
         if shape[0] != stages or 0 in shape[1:]:
             raise ArtifactError(f"the trees should be of {stages} stages, each with trees of some nodes, not {shape}")
-        if isinstance(depth, bool) or not isinstance(depth, int) or not 0 <= depth < shape[2]:
-            raise ArtifactError(f"{prefix}depth should be a whole number from 0 to {shape[2] - 1}, not {depth!r}")
+        if feature.size > MOST_NODES:
+            raise ArtifactError(
+                f"{prefix}feature: {feature.size:,} nodes are more than {MOST_NODES:,}, too many to serve"
+            )
+        deepest = min(shape[2] - 1, DEEPEST)
+        if isinstance(depth, bool) or not isinstance(depth, int) or not 0 <= depth <= deepest:
+            raise ArtifactError(f"{prefix}depth should be a whole number from 0 to {deepest}, not {depth!r}")
         self._depth = depth
         left, right = (_within(arrays, f"{prefix}{name}", shape, shape[2]) for name in ("left", "right"))
         value = shaped(arrays, f"{prefix}value", shape)

@@ -19,7 +19,8 @@ _TOKEN = re.compile(rb"[\w\x80-\xff]+|[^\w\s\x80-\xff]")
 _FOLD = bytes.maketrans(b"ABCDEFGHIJKLMNOPQRSTUVWXYZ123456789", b"abcdefghijklmnopqrstuvwxyz000000000")
 _GOLDEN = np.uint32(2654435761)
 _SHIFT = np.uint32(32 - BUCKET_BITS)
-_EIGHT, _SIXTEEN, _TWENTY_FOUR = np.uint32(8), np.uint32(16), np.uint32(24)
+_LITTLE = np.dtype("<u4")
+_NO_GRAMS = np.zeros(0, dtype=np.uint32)
 _SALT_PAIR, _SALT_CHARS = np.uint32(0x9E3779B1), np.uint32(0x85EBCA6B)
 
 
@@ -44,11 +45,11 @@ def hashed_grams(text: str) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
 
 
 def _byte_grams(data: bytes) -> NDArray[np.uint32]:
-    codes = np.frombuffer(data, dtype=np.uint8).astype(np.uint32)
-    if len(codes) < 4:
-        return codes[:0]
-    packed = codes[:-3] | (codes[1:-2] << _EIGHT) | (codes[2:-1] << _SIXTEEN) | (codes[3:] << _TWENTY_FOUR)
-    return np.asarray(packed ^ _SALT_CHARS, dtype=np.uint32)
+    """Every four bytes in a row as one number, the first the lowest."""
+    if len(data) < 4:
+        return _NO_GRAMS
+    packed: NDArray[np.uint32] = np.ndarray((len(data) - 3,), dtype=_LITTLE, buffer=data, strides=(1,))
+    return packed ^ _SALT_CHARS
 
 
 def excerpt(text: str) -> str:
