@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from stepladder import config, plugins
 from stepladder.config import LAMBDA_PRESETS, Settings, StageSettings, TraceSettings
 from stepladder.contracts import CostModel, Engine, Featurizer, Forecast, Policy, Predictor, TraceStore
-from stepladder.engines.model_file import own_context, verify
+from stepladder.engines.llama_head import cache_shape
+from stepladder.engines.model_file import verify
 from stepladder.engines.torch_settings import has_cuda
 from stepladder.errors import (
     ArtifactError,
@@ -455,11 +456,19 @@ def _wrong_contexts(settings: Settings) -> list[Problem]:
         place = settings.folder / Path(stage.model).expanduser()
         own = None
         if stage.engine in ("llama", "torch") and stage.context is not None and not is_hub_reference(stage.model):
-            own = own_context(str(place))
+            own = _own_context(str(place))
         if own is not None and stage.context is not None and stage.context > own:
             told = f"{stage.context} tokens are more than the {own} that the model was made for (its file says)"
             found.append(settings.problem(("stages", index, "context"), told))
     return found
+
+
+def _own_context(path: str) -> int | None:
+    """None where the file is no GGUF, or does not tell."""
+    try:
+        return cache_shape(path)[3]
+    except ModelFileError:
+        return None
 
 
 def _wrong_devices(settings: Settings) -> list[Problem]:
