@@ -358,6 +358,8 @@ class Router:
         try:
             drafts = {name: draft_below(name, names, history, estimates) for name in names}
             priced = {s.name: self.parts.costs.expected(s, request, history, drafts[s.name]) for s in ladder.stages}
+            if not all(math.isfinite(cost.total) for cost in priced.values()):
+                raise ValueError("a cost is no finite number")
         except RequestError:
             raise
         except Exception as error:  # noqa: BLE001 - as in _estimates

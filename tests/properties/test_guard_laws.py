@@ -169,7 +169,7 @@ def test_who_can_answer_does_whoever_else_is_dead_or_away(
     if away == set(NAMES):
         assert trace.fault is not None
         assert (trace.fault.kind, called) == ("unavailable", [])
-        assert 0 < (trace.fault.retry_after or 0.0) <= 1e6
+        assert 0 < (trace.fault.retry_after or 0.0) < 1e6 + 1
     again = decode(encode(trace))
     assert again == trace
     assert all(pair.is_same for pair in replay(again, policy))
@@ -248,11 +248,11 @@ def test_a_breaker_lets_one_call_through_at_a_time_until_one_succeeds(
                 assert healthy
             if it.opened > opened:
                 assert healthy is False
-                assert pause_s <= it.wait() <= pause_s * LONGEST * 1.25 + 1e-9
+                assert pause_s - 1e-9 <= it.wait() <= pause_s * LONGEST * 1.25 + 1e-9
                 assert is_probe or before == "closed"
         if it.opened > opened or (before != "closed" and it.state == "closed"):
             out = [(begun, False) for begun, _ in out]
-        assert 0 <= it.wait() <= max(1.0, pause_s * LONGEST * 1.25)
+        assert 0 <= it.wait() <= max(1.0, pause_s * LONGEST * 1.25) + 1e-9
 
 
 @given(st.lists(st.booleans(), max_size=60), st.integers(1, 4), st.integers(0, 3))

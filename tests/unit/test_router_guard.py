@@ -369,6 +369,12 @@ async def test_estimates_that_are_none_are_a_failure(estimates: Mapping[str, Est
     assert answer.trace.steps[0].view.fallback is not None
 
 
+async def test_a_cost_that_is_no_number_is_a_failure() -> None:
+    router, _ = world(costs=FakeCosts({**COSTS, "small": float("inf")}))
+    assert (await router.answer(make_request())).stage == "large"
+    assert set(router.snapshot().failed_open) == {"costs: ValueError"}
+
+
 async def test_a_bill_that_cannot_be_made_keeps_the_answer(caplog: pytest.LogCaptureFixture) -> None:
     class Unbilled(FakeCosts):
         billed = Failing.billed
