@@ -395,9 +395,8 @@ def show(title: str, found: dict[str, Any]) -> None:
     for name, each in found["arms"].items():
         ratios = "  ".join(f"{k[8:]} ×{v[-3]:.3f} ({v[-2]:.3f} to {v[-1]:.3f})" for k, v in each.items()
                            if k.startswith("against"))  # fmt: skip
-        kept = each.get("acceptance")
-        sys.stdout.write(f"  {name:18} {each['tokens_per_s']:8.1f}/s  α {kept}  "
-                         f"τ {each.get('tokens_per_round')}  same {each.get('same_text_as_plain')}  {ratios}\n")  # fmt: skip
+        counts = f"α {each.get('acceptance')}  τ {each.get('tokens_per_round')}  same {each.get('same_text_as_plain')}"
+        sys.stdout.write(f"  {name:18} {each['tokens_per_s']:8.1f}/s  {counts}  {ratios}\n")
     for key in ("failed", "best_static", "adaptive_against_best_static", "adaptive_lengths", "bound"):
         if found.get(key):
             sys.stdout.write(f"  {key}: {found[key]}\n")

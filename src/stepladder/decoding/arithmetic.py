@@ -87,7 +87,7 @@ class Plain:
         """As in ``Arithmetic``."""
         if parts is not None:
             hidden = (fine(hidden) + parts.sum(0)).to(hidden.dtype)
-        return hidden, _normed(fine(hidden), weight, eps).to(hidden.dtype)
+        return hidden, _normed(hidden, weight, eps).to(hidden.dtype)
 
     def product(self, read: Tensor, weight: Tensor) -> Tensor:
         """As in ``Arithmetic``; one part."""
@@ -107,7 +107,7 @@ class Plain:
         query, key, value = torch.split(split, [heads.query, heads.shared, heads.shared], 1)
         if heads.query_norm is not None and heads.key_norm is not None:
             query, key = (
-                _normed(fine(part.to(keys.dtype)), norm, heads.eps)
+                _normed(part.to(keys.dtype), norm, heads.eps)
                 for part, norm in ((query, heads.query_norm), (key, heads.key_norm))
             )
         at = positions.clamp(max=heads.cos.shape[0] - 1).flatten()
@@ -141,8 +141,9 @@ def fine(numbers: Tensor) -> Tensor:
 
 
 def _normed(numbers: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """Over the last dimension; rounded to the weight's dtype before it is weighted, as transformers does."""
-    scaled = numbers * torch.rsqrt(numbers.pow(2).mean(-1, keepdim=True) + eps)
+    """Over the last dimension; in float32 whatever the dtype, rounded to it and then weighted, as transformers does."""
+    short = numbers.float()
+    scaled = short * torch.rsqrt(short.pow(2).mean(-1, keepdim=True) + eps)
     return fine(weight) * fine(scaled.to(weight.dtype))
 
 
