@@ -22,6 +22,7 @@ from stepladder.gateway import access, spending
 from stepladder.gateway.access import FREE, KeyGate, LoopbackGate, is_local_name
 from stepladder.gateway.app import GatewaySettings, create_app
 from stepladder.gateway.keys import add_key, digest_of, id_of, new_secret, parse_keys, read_keys, revoke_key
+from stepladder.types import Delta
 
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC).timestamp()
 ASKED: Any = {"model": "stepladder", "messages": [{"role": "user", "content": "What is 2+2?"}]}
@@ -318,7 +319,23 @@ async def test_many_at_once_do_not_pass_a_budget(site):
     assert 4 <= spent <= 20
 
 
-async def test_a_stream_and_one_that_breaks_off_are_paid_for(site):
+async def test_a_stream_that_its_client_leaves_is_paid_for(site):
+    async def endless(request, stage):
+        yield Delta("Four")
+        await asyncio.Event().wait()
+
+    here = site(endless, a={"budget": "50/day", "concurrent": 1})
+    task = asyncio.create_task(here.ask("a", {**ASKED, "stream": True}))
+    await asyncio.wait_for(here.world.engine.under_way.wait(), 20)
+    await asyncio.sleep(0.02)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    account = here.gate._accounts["a"]
+    assert here.world.engine.cancelled.is_set()
+    assert (account.purse.spent, account.purse.reserved, account.under_way) == (1.0, 0.0, 0)
+
+
+async def test_streams_and_climbs_are_paid_for_and_decisions_are_not(site):
     here = site(a={"budget": "50/day"})
     await here.ask("a", {**ASKED, "stream": True})
     assert here.gate._accounts["a"].purse.spent == 1.0
@@ -501,6 +518,21 @@ def test_stages_that_the_ladder_does_not_have(tmp_path):
     with pytest.raises(ConfigError, match="no stage 'smal'"):
         gate.use(STAGES)
     gate.use(("smal", "large"))
+    revoke_key(path, "a", now=NOON)
+    KeyGate(path, STAGES)  # what a revoked key names is nobody's concern
+
+
+def test_check_reads_the_keys_too(tmp_path, capsys):
+    lines = ['[[stages]]\nname = "a"\nengine = "scripted"\nmodel = "m"\ncost = 1.0', '[gateway]\nkeys = "keys.toml"\n']
+    (tmp_path / "ladder.toml").write_text("\n".join(lines), "utf-8")
+    words = ["check", str(tmp_path / "ladder.toml")]
+    assert cli.main(words) == 2
+    assert "'stepladder keys new' makes one" in capsys.readouterr().err
+    add_key(tmp_path / "keys.toml", "x", {"stages": ("b",)}, now=NOON, chance=os.urandom)
+    assert cli.main(words) == 2
+    assert "no stage 'b'" in capsys.readouterr().err
+    revoke_key(tmp_path / "keys.toml", "x", now=NOON)
+    assert cli.main(words) == 0
 
 
 def test_a_file_that_is_not_there(tmp_path):

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from stepladder.build import build, problems
 from stepladder.cli import options
+from stepladder.cli.serve import make_gate
 from stepladder.config import Settings
 from stepladder.engines.openai import OpenAIEngine
 from stepladder.engines.probe import Finding, probe
@@ -59,6 +60,8 @@ def run(args: argparse.Namespace) -> int:
     warnings = [problem for problem in found if problem.key.endswith(UNSET_KEY)]
     if len(warnings) < len(found) or (args.live and found):
         raise ConfigError(settings.source, found)
+    if settings.gateway.keys is not None:
+        make_gate(settings, settings.gateway.host)
     _show(settings)
     told = [str(problem) for problem in warnings]
     if warnings:

@@ -261,13 +261,14 @@ class KeyGate:
         except ConfigError as error:
             log.error("the keys in force stay as they were: %s", error)  # noqa: TRY400 - the message says it all
         else:
-            log.warning("keys read anew from %s", self.path)
+            log.info("keys read anew from %s", self.path)
 
     def _read(self) -> dict[str, Key]:
         entries = read_keys(self.path)
         wrong = [
             Problem(f"keys '{entry.name}'.stages", f"no stage '{stage}'; {nearest(stage, self._stages)}")
             for entry in entries
+            if entry.revoked is None
             for stage in entry.stages or ()
             if stage not in self._stages
         ]
