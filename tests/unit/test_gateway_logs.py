@@ -71,6 +71,19 @@ async def test_a_5xx_is_always_logged_with_its_decision(file: tuple[int, Path]) 
     assert only["fault"] == "server"
 
 
+async def test_polls_for_health_are_quiet_unless_they_say_no(file: tuple[int, Path]) -> None:
+    fd, path = file
+    with Log("json", "info", fd=fd) as log:
+        watch = Watch(tell=log.tell)
+        app = create_app(world().router, watch=watch)
+        for path_asked in ("/health", "/ready", "/metrics", "/nowhere"):
+            await get(app, path_asked)
+        watch.state = "draining"
+        await get(app, "/ready")
+    told = [(line["route"], line["status"], line["level"]) for line in lines(path)]
+    assert told == [("none", 404, "info"), ("ready", 503, "info")]
+
+
 async def test_a_bug_is_told_in_a_line_that_names_the_request(file: tuple[int, Path]) -> None:
     fd, path = file
     made = world()

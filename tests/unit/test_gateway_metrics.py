@@ -223,7 +223,7 @@ async def test_labels_are_never_a_clients_words() -> None:
     body = (await get(made.app, "/metrics")).body
     assert marker.encode() not in body
     routes = {dict(labels)["route"] for (name, labels) in read(body) if name.endswith("http_replies_total")}
-    assert routes == {"chat", "model", "decision"}
+    assert routes == {"chat", "model", "decision", "none"}
 
 
 async def test_many_requests_leave_no_more_names_than_one() -> None:

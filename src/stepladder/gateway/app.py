@@ -108,7 +108,8 @@ def create_app(
         Route("/metrics", door(doors.metrics), methods=["GET"]),
         Route("/openapi.json", free(doors.openapi), methods=["GET"]),
     ]
-    app = Starlette(routes=routes, lifespan=lifespan, exception_handlers={HTTPException: _no_such_door})
+    handlers: Mapping[Any, Any] = {HTTPException: partial(_no_such_door, watch)}
+    app = Starlette(routes=routes, lifespan=lifespan, exception_handlers=handlers)
     app.router.redirect_slashes = False  # a redirect would lose the body with some clients
     return app
 
@@ -404,12 +405,15 @@ async def _gone(receive: Receive) -> None:
         pass
 
 
-async def _no_such_door(request: HTTPRequest, error: Exception) -> Response:
+async def _no_such_door(watch: Watch, request: HTTPRequest, error: Exception) -> Response:
     """404 and 405 in OpenAI's shape."""
+    visit = watch.begin("none", request.scope)
     status = error.status_code if isinstance(error, HTTPException) else 404
     headers = error.headers if isinstance(error, HTTPException) else None
     code, message = "not_found", f"no such address here: {request.method} {request.url.path}"
     if status == 405:
         code, message = "method_not_allowed", f"{request.url.path} does not take {request.method}"
-    body = error_body(message, BAD_REQUEST, code=code)
-    return Response(dumps(body), status, headers, media_type="application/json")
+    body = dumps(error_body(message, BAD_REQUEST, code=code))
+    visit.status, visit.bytes_out = status, len(body)
+    watch.end(visit)
+    return Response(body, status, headers, media_type="application/json")

@@ -40,7 +40,7 @@ CLOSE_S = 2.0
 """How long the end waits for a reader that does not read."""
 
 QUIET = frozenset({"health", "ready", "metrics"})
-"""Routes that machines ask every few seconds: their lines are for `debug`."""
+"""Routes that machines ask every few seconds: their lines are for `debug`, and where they say no, for `info`."""
 
 _LEVELS: Mapping[str, int] = {
     "debug": logging.DEBUG,
@@ -109,7 +109,8 @@ class Log:
     def tell(self, visit: Visit) -> None:
         """The line of one request (``watch.Watch``). A 5xx and a request cut off are errors: every level shows them."""
         failed = visit.status >= 500 or visit.ending == "cut_off"
-        level = "error" if failed else "debug" if visit.route in QUIET else "info"
+        well, ill = ("debug", "info") if visit.route in QUIET else ("info", "error")
+        level = ill if failed else well
         if self._form != "off" and _LEVELS[level] >= self._level:
             self.put({"time": self._clock(), "level": level, "event": "request", **request_fields(visit)})
 

@@ -50,6 +50,7 @@ async def not_yet(scope: Scope, receive: Receive, send: Send) -> None:
     elif scope["path"] == "/ready":
         await json_reply({"status": "starting"}, _RETRY, 503)(send)
     else:
+        LOG.info("a request came while the first start was under way; it was answered 503")
         body = error_body("the server is starting; try again", "server_error", code="starting")
         await json_reply(body, _RETRY, 503)(send)
 
