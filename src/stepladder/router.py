@@ -623,9 +623,8 @@ def next_decision(policy: Policy, view: View, last: Action | None, *, step: int 
 
     There is no climb once part of an answer was sent to the caller, nor from one that the policy stopped at before it
     was whole (``Step.partial``), and a policy that does not come to an end within 4 steps for each stage (and 4 more)
-    is ended. An answer that was dropped before it was whole is asked for again before all is given
-    up. Where no stage can take a call the reason is the answer, and where
-    estimates could not be had the stage is called that is set for that.
+    is ended. Where no stage can take a call the reason is the answer, and where estimates could not be had the stage is
+    called that is set for that. An answer that was dropped before it was whole is asked for again before giving up.
     """
     if step >= STEPS_PER_STAGE * len(view.costs) + STEPS_PER_STAGE:
         fault = Fault("server", f"the policy '{policy.name}' did not come to an end within {step} steps")
@@ -639,9 +638,8 @@ def next_decision(policy: Policy, view: View, last: Action | None, *, step: int 
     if not view.stages and not view.attempts and view.absent:
         fault = absence_fault(view.absent)
         return Decision(Fail(fault), reason=fault.message)
-    if view.fallback is not None:
-        return fall_back(view, view.fallback)
-    return _or_again(policy.decide(view), view)
+    decision = policy.decide(view) if view.fallback is None else fall_back(view, view.fallback)
+    return _or_again(decision, view)
 
 
 def _or_again(decision: Decision, view: View) -> Decision:

@@ -22,18 +22,28 @@ from stepladder.policies.fixed import FixedPolicy
 from stepladder.policies.greedy import GreedyPolicy
 from stepladder.policies.random_split import RandomSplitPolicy
 from stepladder.policies.single import SinglePolicy
-from stepladder.router import Parts, Router
-from stepladder.testing import FakeCosts, FakeFeaturizer, FakePredictor, MemoryTraceStore, make_ladder, make_request
+from stepladder.router import Parts, Router, next_decision
+from stepladder.testing import (
+    FakeCosts,
+    FakeFeaturizer,
+    FakePredictor,
+    MemoryTraceStore,
+    make_ladder,
+    make_request,
+    make_view,
+)
 from stepladder.traces.codec import decode, encode
 from stepladder.types import (
     Answer,
     Attempt,
+    Call,
     Cost,
     Delta,
     Dials,
     EngineEvent,
     Estimate,
     Estimates,
+    Fallback,
     Fault,
     Features,
     Request,
@@ -367,6 +377,15 @@ async def test_estimates_that_are_none_are_a_failure(estimates: Mapping[str, Est
     router, _ = world(predictor=NotANumber(estimates))
     answer = await router.answer(make_request())
     assert answer.trace.steps[0].view.fallback is not None
+
+
+def test_without_estimates_too_a_dropped_answer_is_asked_for_again_before_all_is_given_up() -> None:
+    dropped = Attempt("small", "fo", fault=Fault("cancelled", "dropped"))
+    failed = [Attempt(stage, fault=DOWN) for stage in ("large", "medium")]
+    view = replace(
+        make_view(QUALITY, COSTS, attempts=[dropped, *failed]), fallback=Fallback("large", "costs: ValueError")
+    )
+    assert next_decision(GreedyPolicy(), view, None, step=3).action == Call("small", final=True)
 
 
 async def test_a_cost_that_is_no_number_is_a_failure() -> None:
