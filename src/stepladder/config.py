@@ -1,7 +1,8 @@
 """ladder.toml + environment + flags → frozen settings, read once at the edge and handed over in small pieces.
 
 A key may be given in the file (``[policy] lambda = 5``), in the environment (``STEPLADDER_POLICY_LAMBDA=5``) or as a
-flag (``--set policy.lambda=5``); the later of these wins. Secrets come by environment variable only, by its name.
+flag (``--set policy.lambda=5``, of a stage ``--set stages.NAME.threads=2``); the later of these wins. Secrets come by
+environment variable only, by its name.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from stepladder.types import Capability, CostUnit, Mode, StreamMode
 
 PRESETS = Path(__file__).parent / "presets"
 ENV_PREFIX = "STEPLADDER_"
+STAGE = "stages."
+"""What an override of one stage's key begins with; the stage's name follows."""
 OWN = ("source", "folder", "text")
 """Fields of ``Settings`` that say where the settings came from and are no settings themselves."""
 
@@ -307,7 +310,8 @@ def read(
     overrides: Sequence[str] = (),
     check: Check | None = None,
 ) -> Settings:
-    """Settings from a preset's name or a file, then the environment, then ``section.key=value`` overrides.
+    """Settings from a preset's name or a file, then the environment, then ``section.key=value`` overrides, or
+    ``stages.NAME.key=value``.
 
     Raises ConfigError with every problem found, each with its key and, where it stands in the file, its line; those of
     ``check`` are told together with the shape's.
@@ -322,7 +326,10 @@ def read(
     except RecursionError as error:
         raise ConfigError(str(path), [Problem("file", "is nested too deeply to be read")]) from error
     _merge(tree, _from_environ(environ or {}, str(path), _secrets(tree)))
-    _merge(tree, _from_overrides(overrides, str(path)))
+    _merge(tree, _from_overrides((each for each in overrides if not each.lstrip().startswith(STAGE)), str(path)))
+    for override in overrides:
+        if override.lstrip().startswith(STAGE):
+            _set_stage(tree, override, str(path))
     return parse(tree, source=str(path), folder=path.parent.resolve(), text=text, check=check)
 
 
@@ -460,10 +467,32 @@ def _from_overrides(overrides: Iterable[str], source: str) -> dict[str, Any]:
         name, separator, raw = override.partition("=")
         section, dot, key = name.strip().partition(".")
         if not separator or not dot or section not in _sections():
-            valid = ", ".join(_sections())
+            valid = ", ".join((*_sections(), f"{STAGE}NAME"))
             raise ConfigError(source, [Problem("--set", f"'{override}' is not section.key=value; sections: {valid}")])
         tree.setdefault(section, {})[key] = _value(raw.strip())
     return tree
+
+
+def _set_stage(tree: Mapping[str, Any], override: str, source: str) -> None:
+    """``stages.NAME.key=value``; a name may have dots in it. Raises ConfigError where no stage is called so."""
+    name, separator, raw = override.strip().removeprefix(STAGE).partition("=")
+    listed = tree.get("stages")
+    stages = {
+        str(stage.get("name")): stage
+        for stage in (listed if isinstance(listed, list) else ())
+        if isinstance(stage, dict)
+    }
+    called = max((each for each in stages if name.startswith(f"{each}.")), key=len, default=None)
+    if not separator or called is None or not all(name[len(called) + 1 :].split(".")):
+        told = f"'{override}' is not stages.NAME.key=value; {nearest(name.rpartition('.')[0], tuple(stages))}"
+        raise ConfigError(source, [Problem("--set", told)])
+    *path, key = name[len(called) + 1 :].strip().split(".")
+    table = stages[called]
+    for part in path:
+        table = table.setdefault(part, {})
+        if not isinstance(table, dict):
+            raise ConfigError(source, [Problem("--set", f"'{override}': '{part}' is no table")])
+    table[key] = _value(raw.strip())
 
 
 def _merge(tree: dict[str, Any], extra: Mapping[str, Any]) -> None:

@@ -272,7 +272,7 @@ class Drafting:
 class Speculation:
     """How an attempt's tokens came to be where its stage did not write each of them in a pass of its own.
 
-    ``chain`` is what drafted, bottom first, and the answering stage last, as last used: one name is plain decoding.
+    ``chain`` is what drafted in most rounds, bottom first, and the answering stage last: one name is plain decoding.
     ``passes`` are forward passes by stage. ``climbed`` are the tokens of a lower stage's answer that was read as a
     draft, ``kept`` those of them that stand in the answer, ``saved_s`` the seconds of decoding that these saved, by
     the engine's estimate. ``moved`` is None where the text is drawn from the stage's own law; where token-level

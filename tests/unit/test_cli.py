@@ -7,12 +7,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from stepladder.cli import VERBS, main
-from stepladder.cli.ask import speculated
-from stepladder.types import Drafting, Speculation
+from stepladder.cli.ask import speculated, told_time
+from stepladder.types import Attempt, Drafting, Speculation
 
 LADDER = """\
 [[stages]]
@@ -43,6 +44,12 @@ def test_ask_prints_the_answer_and_tells_about_it_apart(ladder, capsys):
     printed = capsys.readouterr()
     assert printed.out == "from low\n"
     assert "[low] predicted quality 0.88 (uncalibrated) · cost 1 relative" in printed.err
+
+
+@pytest.mark.parametrize(("whole", "said"), [(0.55, "0.50 s"), (7.0, "0.50 s, after 6.5 s of loading")])
+def test_ask_tells_loading_apart_from_answering(whole, said):
+    trace = SimpleNamespace(seconds=whole, attempts=(Attempt("low", seconds=0.2), Attempt("high", seconds=0.3)))
+    assert told_time(trace) == said
 
 
 def test_ask_tells_what_was_drafted(tmp_path, capsys):

@@ -134,6 +134,29 @@ def test_an_override_that_is_none(write, override):
     assert "section.key=value" in problems(write(GOOD), overrides=[override])[0]
 
 
+def test_a_stage_is_addressed_by_its_name(write):
+    dotted = GOOD.replace('name = "large"', 'name = "large.v2"')
+    overrides = ["stages.small.threads=2", "stages.large.v2.options.x=[1]", " stages.large.v2.cost = 9"]
+    small, large = config.read(write(dotted), overrides=[*overrides, "policy.lambda=3"]).stages
+    assert (small.threads, large.threads) == (2, None)
+    assert (large.cost, large.options) == (9, {"x": [1]})
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("stages.smal.threads=2", "is not stages.NAME.key=value; did you mean 'small'?"),
+        ("stages.small=2", "is not stages.NAME.key=value"),
+        ("stages.small.=2", "is not stages.NAME.key=value"),
+        ("stages.small.threads", "is not stages.NAME.key=value"),
+        ("stages.small.model.x=2", "'model' is no table"),
+        ("stages.small.treads=2", "unknown key; did you mean 'threads'?"),
+    ],
+)
+def test_an_override_of_a_stage_that_is_none(write, override, said):
+    assert said in problems(write(GOOD), overrides=[override])[0]
+
+
 def test_the_version_follows_the_settings_and_not_their_place(write, tmp_path):
     first = config.read(write(GOOD))
     other = tmp_path / "elsewhere.toml"

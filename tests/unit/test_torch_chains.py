@@ -165,6 +165,19 @@ def _alone() -> Row:
     return Row(("top",), (Loaded(FakeModel(""), LETTERS),), ((),))  # type: ignore[arg-type]
 
 
+def test_the_usual_chain_is_that_of_most_rounds() -> None:
+    answer = Sequence([1] * 10)
+    chains = chains_of(shared_of(speculation=["low"], draft_length=3), answer, given=[5, 6])
+    assert chains.usual == (2,)
+    for room, token in ((100, 5), (100, 7), (100, 8), (100, 9), (13, 9)):
+        chains.contexts = [room, 100, 100]
+        chains.next()
+        answer.append(token)
+        chains.ended(1)
+    assert chains.rounds == {(0, 2): 2, (2,): 1}  # the first two were over the climbed draft
+    assert chains.usual == (0, 2)
+
+
 # ── what n-grams would have drafted ──────────────────────────────────────────
 
 

@@ -57,6 +57,18 @@ def test_what_is_not_done_is_refused_unless_it_changes_nothing(key: str) -> None
     assert told.startswith(f"{key}: the engine 'torch' cannot do ['something']; leave it out")
 
 
+@pytest.mark.parametrize(("key", "told"), [("temprature", "did you mean 'temperature'"), ("frobnicate", "valid: ")])
+def test_what_nobody_knows_is_refused_and_not_passed_over(key: str, told: str) -> None:
+    said = refused(chat(**{key: 0.5}))
+    assert said.startswith(f"{key}: the engine 'torch' does not know it (0.5): leave it out; {told}")
+    assert read_order(chat(**{key: None})) == read_order(chat())
+
+
+def test_what_says_nothing_of_the_text_is_let_through() -> None:
+    told = {"user": "u", "metadata": {"a": "b"}, "store": False, "stream_options": {"include_usage": True}}
+    assert read_order(chat(**told)) == read_order(chat())
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 10**400, "1", True, [1]])
 @pytest.mark.parametrize("key", ["temperature", "top_p", "top_k", "max_tokens", "seed"])
 def test_numbers_that_are_none(key: str, value: Any) -> None:

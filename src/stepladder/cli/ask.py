@@ -12,7 +12,10 @@ from stepladder.cli import options
 from stepladder.errors import UsageError
 from stepladder.sync import Stepladder
 from stepladder.traces.codec import encode
-from stepladder.types import Answer, Speculation
+from stepladder.types import Answer, Speculation, Trace
+
+LOADING_S = 0.1
+"""Seconds beside answering that deciding may take; where there are more, a model was loaded."""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,10 +59,17 @@ def summary(answer: Answer) -> str:
     names = " → ".join(attempt.stage for attempt in trace.attempts)
     line = (
         f"[{names}] predicted quality {step.view.estimates[answer.stage].mean:.2f}{doubt} · "
-        f"cost {trace.cost:.4g} {trace.cost_unit} · {trace.seconds:.2f} s · {step.decision.reason}"
+        f"cost {trace.cost:.4g} {trace.cost_unit} · {told_time(trace)} · {step.decision.reason}"
     )
     drafted = [f"{a.stage}: {speculated(a.speculation)}" for a in trace.attempts if a.speculation is not None]
     return "\n".join([*failed, line, *(["; ".join(drafted)] if drafted else [])])
+
+
+def told_time(trace: Trace) -> str:
+    """Seconds of answering; those before it are told apart: a model that is asked first is loaded first."""
+    answering = sum(attempt.seconds for attempt in trace.attempts)
+    before = trace.seconds - answering
+    return f"{answering:.2f} s" if before < LOADING_S else f"{answering:.2f} s, after {before:.1f} s of loading"
 
 
 def speculated(found: Speculation) -> str:

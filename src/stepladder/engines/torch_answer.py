@@ -155,7 +155,7 @@ class Answering:
         )
         kept = self._kept() if self.draft else 0
         return Speculation(
-            chain=tuple(name(key) for key in self.chains.plan.chain),
+            chain=tuple(name(key) for key in self.chains.usual),
             pairs=pairs,
             passes={names[stage]: count for stage, count in sorted(self.passes.items())},
             climbed=len(self.draft),

@@ -137,6 +137,12 @@ class Chains:
         self._would_be = WouldBe(self._ngram, len(self.answer.tokens), LOOKED_UP)
         self._given = GivenDraft(self.given)
 
+    @property
+    def usual(self) -> tuple[int, ...]:
+        """The chain that most rounds ran with, the latest of equals; that of the plan where none did."""
+        latest = reversed(self.rounds.items())
+        return max(latest, key=lambda each: each[1])[0] if self.rounds else self.plan.chain
+
     def next(self) -> Verifier:
         """The chain for the next round: a climbed draft goes first for as long as the answer agrees with it."""
         self._began, self._rows = self.timer(), max(1, self.shared.at_work)

@@ -9,7 +9,7 @@ from typing import Any
 
 from stepladder.decoding.laws import Sampling
 from stepladder.engines.wire import WireError
-from stepladder.errors import UsageError
+from stepladder.errors import UsageError, nearest
 from stepladder.types import Fault, Request, message_text
 
 STOPS = 16
@@ -39,8 +39,53 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "guided_choice": (),
     "guided_grammar": (),
     "grammar": ("",),
+    "tool_choice": ("none", "auto"),
+    "function_call": ("none", "auto"),
+    "modalities": (["text"],),
+    "prediction": (),
+    "reasoning_effort": (),
+    "verbosity": (),
+    "web_search_options": (),
+    "repeat_penalty": (1,),
+    "typical_p": (1,),
+    "top_n_sigma": (-1,),
+    "mirostat": (0,),
+    "dynatemp_range": (0,),
+    "dry_multiplier": (0,),
+    "xtc_probability": (0,),
 }
 """Parameters that change what is written and are not done here, with the values that change nothing."""
+
+DONE = (
+    "temperature",
+    "top_k",
+    "top_p",
+    "seed",
+    "max_tokens",
+    "max_completion_tokens",
+    "stop",
+    "logprobs",
+    "top_logprobs",
+    "stream",
+    "stream_options",
+)
+TELLING = frozenset(
+    {
+        "cache_prompt",
+        "metadata",
+        "parallel_tool_calls",
+        "priority",
+        "prompt_cache_key",
+        "prompt_cache_retention",
+        "request_id",
+        "safety_identifier",
+        "service_tier",
+        "store",
+        "timings_per_token",
+        "user",
+    }
+)
+"""Parameters that change nothing of what is written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +106,7 @@ class Order:
 def read_order(request: Request) -> Order:
     """Read the parameters. Raises WireError (bad_request) that names the key, the value and what would be right."""
     params = request.params
-    for key, neutral in NEUTRAL.items():
-        value = params.get(key)
-        if value is not None and value not in neutral:
-            right = f"leave it out, or {neutral[0]!r}" if neutral else "leave it out"
-            raise _refused(f"{key}: the engine 'torch' cannot do {value!r}; {right}")
+    _refuse_others(params)
     try:
         sampling = Sampling(
             _number(params, "temperature", 1.0), _whole(params, "top_k", 0, least=-1), _number(params, "top_p", 1.0)
@@ -80,6 +121,19 @@ def read_order(request: Request) -> Order:
         top_logprobs=_top_logprobs(request),
         streamed=bool(params.get("stream")),
     )
+
+
+def _refuse_others(params: Mapping[str, Any]) -> None:
+    """Raise WireError for a parameter that is not done here: passed over, it would not be missed."""
+    for key, value in params.items():
+        if value is None or key in DONE or key in TELLING:
+            continue
+        if key not in NEUTRAL:
+            known = nearest(key, DONE)
+            raise _refused(f"{key}: the engine 'torch' does not know it ({value!r}): leave it out; {known}")
+        if value not in NEUTRAL[key]:
+            right = f"leave it out, or {NEUTRAL[key][0]!r}" if NEUTRAL[key] else "leave it out"
+            raise _refused(f"{key}: the engine 'torch' cannot do {value!r}; {right}")
 
 
 def plain_messages(request: Request) -> list[dict[str, str]]:
