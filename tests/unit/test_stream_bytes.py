@@ -102,3 +102,17 @@ def test_pieces_carry_their_log_probabilities() -> None:
     told = {"content": [{"token": "a", "logprob": -0.5}, {"token": "b", "logprob": -1}]}
     chunk = {"choices": [{"index": 0, "delta": {"content": "ab"}, "logprobs": told}]}
     assert wire.Reply("s").read_chunk(orjson.dumps(chunk), 0.1).logprobs == (-0.5, -1.0)
+
+
+@given(st.lists(st.tuples(WORDS, st.sampled_from([None, None, "stop"])), max_size=4), st.booleans())
+def test_the_short_way_of_reading_comes_to_the_same(words: list[tuple[str, str | None]], chat: bool) -> None:
+    short, long = wire.Reply("s"), wire.Reply("s")
+    for number, (word, finish) in enumerate(words):
+        said = {"delta": {"content": word}} if chat else {"text": word}
+        chunk = {"model": "m", "choices": [{"index": 0, **said, "logprobs": None, "finish_reason": finish}]}
+        noisy = {**chunk, "timings": None}  # what the short way does not take
+        one = short.read_chunk(orjson.dumps(chunk), float(number))
+        other = long.read_chunk(orjson.dumps(noisy), float(number))
+        assert (one.text, one.logprobs) == (other.text, other.logprobs)
+    assert short == long
+    assert short.attempt(9.0) == long.attempt(9.0)

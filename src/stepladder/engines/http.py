@@ -259,6 +259,7 @@ class _Call:
     async def _chunks(self, response: aiohttp.ClientResponse) -> AsyncGenerator[Delta, None]:
         """The pieces up to [DONE]. Raises WireError where the stream breaks off before its end."""
         parser, ended = SSEParser(), False
+        hides = self.target.ask_usage and not wire.wants_usage(self.request)
         while not ended:
             piece = await self._piece(response)
             ended = not piece
@@ -266,7 +267,7 @@ class _Call:
                 events = parser.finish() if ended else parser.feed(piece)
             except ValueError as error:
                 raise wire.protocol_error(f"the server's stream cannot be read: {error}") from error
-            deltas, end = self._read_events(events)
+            deltas, end = self._read_events(events, hides)
             for delta in deltas[:-1]:
                 yield replace(delta, more=True)
             if deltas:
@@ -279,9 +280,11 @@ class _Call:
         if self.reply.finish_reason is None:
             raise wire.protocol_error("the server's stream ended before the answer did")
 
-    def _read_events(self, events: Sequence[Event]) -> tuple[list[Delta], wire.WireError | bool]:
-        """The pieces that these events hold, and what they come to: False where the stream goes on, True at [DONE]."""
-        hides = self.target.ask_usage and not wire.wants_usage(self.request)
+    def _read_events(self, events: Sequence[Event], hides: bool) -> tuple[list[Delta], wire.WireError | bool]:
+        """The pieces that these events hold, and what they come to: False where the stream goes on, True at [DONE].
+
+        ``hides``: the usage was asked for by us alone, and is not passed on.
+        """
         deltas: list[Delta] = []
         for event in events:
             if event.data.strip() == DONE:

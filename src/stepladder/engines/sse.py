@@ -35,6 +35,8 @@ class SSEParser:
         if not piece:
             return []
         if self._is_between and piece.endswith(b"\n\n") and b"\r" not in piece:
+            if piece.startswith(b"data: ") and piece.find(b"\n") == len(piece) - 2:
+                return [Event("", piece[6:-2])]
             parts = piece[:-2].split(b"\n\n")
             if all(part.startswith(b"data: ") and b"\n" not in part for part in parts):
                 return [

@@ -169,6 +169,9 @@ class Reply:
         choices = chunk.get("choices")
         if not isinstance(choices, list):
             raise protocol_error("a chunk of the server's stream has no choices")
+        plain = _plain_text(choices, chunk)
+        if plain is not None:
+            return self._read_plain(plain, choices[0], seconds, Delta(plain, chunk, data))
         self.choices.update([_index(choice) for choice in choices])
         if "usage" in chunk or "timings" in chunk:
             self._read_counts(chunk)
@@ -181,6 +184,17 @@ class Reply:
             bare = {key: value for key, value in chunk.items() if key != "usage"}
             return Delta(self._read_choice(choice, told), bare, logprobs=told)
         return Delta(self._read_choice(choice, told), chunk, data, told)
+
+    def _read_plain(self, text: str, choice: Mapping[str, Any], seconds: float, delta: Delta) -> Delta:
+        """What ``read_chunk`` comes to for a chunk of text alone, without a look at what it does not hold."""
+        self.choices.add(0)
+        if text:
+            self.texts.append(text)
+            self.written.append(text)
+            if self.first_token_s is None:
+                self.first_token_s = seconds
+        self.finish_reason = choice.get("finish_reason") or self.finish_reason
+        return delta
 
     def _read_counts(self, chunk: Mapping[str, Any]) -> None:
         self._read_usage(chunk)
@@ -220,6 +234,18 @@ def _object(data: bytes) -> Mapping[str, Any]:
     if not isinstance(value, dict):
         raise protocol_error(f"the server sent JSON that is no object: {_shown(data)}")
     return value
+
+
+def _plain_text(choices: list[Any], chunk: Mapping[str, Any]) -> str | None:
+    """The text of a chunk that holds one piece of the first choice and nothing else: nearly every chunk there is."""
+    if len(choices) != 1 or "usage" in chunk or "timings" in chunk:
+        return None
+    choice = choices[0]
+    if type(choice) is not dict or choice.get("index") != 0 or choice.get("logprobs") or "message" in choice:
+        return None
+    delta = choice.get("delta")
+    text = delta.get("content") if type(delta) is dict and len(delta) == 1 else None
+    return text if type(text) is str else None
 
 
 def _choice_zero(choices: list[Any]) -> Mapping[str, Any]:

@@ -9,8 +9,7 @@ stream ends without ``[DONE]``.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterator, Mapping
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -80,37 +79,30 @@ async def frames(
     Frames of pieces that came together go out together.
     """
     try:
-        async with aclosing(_rest(opening, events, writer)) as rest:
-            async for frame in rest:
+        if opening.answer is not None:
+            yield b"".join(writer.whole(opening.answer))
+            return
+        if first := writer.first(opening.deltas):
+            yield first
+        async for event in events:
+            if isinstance(event, Delta):
+                frame = writer.relay(event)
+            elif isinstance(event, Decided) and not writer.follows(event):
+                yield writer.taken() + sse(broken_off(opening.stage))
+                return
+            else:
+                frame = b"".join(writer.end(event))
+            if frame := writer.due(frame, event):
                 yield frame
     except AnswerError as error:
-        yield writer.waiting + sse(answer_error_body(error))
+        yield writer.taken() + sse(answer_error_body(error))
     except Exception as error:  # noqa: BLE001 - the status is sent: only an event can still tell the client
-        yield writer.waiting + b"data: " + error_reply(error).body + b"\n\n"
+        yield writer.taken() + b"data: " + error_reply(error).body + b"\n\n"
 
 
-async def _rest(
-    opening: Opening, events: AsyncGenerator[RouterEvent, None], writer: ChunkWriter
-) -> AsyncGenerator[bytes, None]:
-    if opening.answer is not None:
-        yield b"".join(writer.whole(opening.answer))
-        return
-    writer.waiting = b"".join(map(writer.relay, opening.deltas))
-    if not opening.deltas[-1].more:
-        yield writer.taken()
-    async for event in events:
-        if isinstance(event, Delta):
-            writer.waiting += writer.relay(event)
-            if event.more:
-                continue
-        elif isinstance(event, Decided) and not writer.follows(event):
-            told = f"stage '{opening.stage}' broke off after its answer had begun"
-            yield writer.taken() + sse(error_body(told, "upstream_error"))
-            return
-        else:
-            writer.waiting += b"".join(writer.end(event))
-        if writer.waiting:
-            yield writer.taken()
+def broken_off(stage: str) -> dict[str, Any]:
+    """What is told where another stage was called though an answer had begun to leave."""
+    return error_body(f"stage '{stage}' broke off after its answer had begun", "upstream_error")
 
 
 class ChunkWriter:
@@ -138,6 +130,17 @@ class ChunkWriter:
         self._name = orjson.dumps(stage)
         self._id = completion_id(self._endpoint, self._decision_id)
         self._spoke = self._ended = self._raw = self._usage_sent = False
+
+    def first(self, deltas: Sequence[Delta]) -> bytes:
+        """The frames of the pieces that came before the status was sent, as far as they are due."""
+        return b"".join([self.due(self.relay(delta), delta) for delta in deltas])
+
+    def due(self, frame: bytes, event: RouterEvent) -> bytes:
+        """What goes out now: the frame and those that waited, nothing where the next piece is here already."""
+        if isinstance(event, Delta) and event.more:
+            self.waiting += frame
+            return b""
+        return self.taken() + frame if self.waiting else frame
 
     def taken(self) -> bytes:
         """The frames that were waiting, which go out now."""
