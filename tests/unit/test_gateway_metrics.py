@@ -218,6 +218,7 @@ async def test_labels_are_never_a_clients_words() -> None:
     ]
     for body in bodies:
         await post(made.app, CHAT, body, {"user-agent": marker, "x-stepladder-session": marker})
+        await post(made.app, CHAT, QUESTION, {"x-stepladder-mode": marker, "x-stepladder-stream-mode": marker})
     for path in (f"/v1/models/{marker}", f"/v1/decisions/{marker}", f"/{marker}"):
         await get(made.app, path)
     body = (await get(made.app, "/metrics")).body

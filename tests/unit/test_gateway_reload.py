@@ -216,6 +216,26 @@ async def test_asked_twice_it_reloads_once_more_at_the_most(caplog: pytest.LogCa
     assert "0 of 1 engines go on as they are" in caplog.text
 
 
+async def test_an_engine_that_cannot_be_closed_keeps_nothing_else_open(caplog: pytest.LogCaptureFixture) -> None:
+    old, new = Lively("old"), Lively("new")
+    tries = []
+
+    async def close() -> None:
+        tries.append("close")
+        raise RuntimeError("it will not go")
+
+    old.close = close  # type: ignore[method-assign]
+    store: Any = None
+    with pytest.raises(RuntimeError, match="it will not go"):  # noqa: PT012 - it is the block's end that raises
+        async with opened(old, to(new)) as houses:
+            await houses.reload()
+            await until(lambda: tries)
+            assert await said(houses) == "new"
+            store = houses.now.router.parts.store
+    assert "could not be closed" in caplog.text
+    assert (len(tries), new.closed, store.closed) == (2, 1, 1)
+
+
 async def test_the_end_waits_for_nobody_who_never_leaves() -> None:
     """Requests that the server gave up on do not keep the engines of an old house from being closed."""
     old, new = Lively("old"), Lively("new")

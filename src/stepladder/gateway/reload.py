@@ -119,7 +119,9 @@ class Houses:
 
         Raises what starting an engine raises; then nothing is left running.
         """
-        try:
+        async with AsyncExitStack() as ending:  # to its end, even where something cannot be closed
+            ending.callback(self._first.router.parts.store.close)
+            ending.push_async_callback(self._close_all)
             await self._enter(self._first)
             self._watch.state = "serving"
             reloads = asyncio.create_task(self._reload_forever())
@@ -127,10 +129,6 @@ class Houses:
                 yield
             finally:
                 await _cancelled(reloads, *self._leaving)
-        finally:
-            for house in tuple(self._alive):
-                await self._close(house)
-            self._first.router.parts.store.close()
 
     def ask_reload(self) -> None:
         """Reload soon. However often it is asked for before one begins, there is one."""
@@ -187,7 +185,15 @@ class Houses:
 
     async def _leave(self, house: House) -> None:
         await house.emptied()
-        await self._close(house)
+        try:
+            await self._close(house)
+        except Exception:  # engines are anybody's code; it is tried once more at the end
+            LOG.exception("what was in force before could not be closed")
+
+    async def _close_all(self) -> None:
+        async with AsyncExitStack() as closing:
+            for house in self._alive:
+                closing.push_async_callback(self._close, house)
 
     async def _close(self, house: House) -> None:
         """Close a house, and its engines but for those that another still uses."""
