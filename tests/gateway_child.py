@@ -66,13 +66,13 @@ def ladder(url: str, *, gateway: str = "", traces: str = "", cost: float = 1.0) 
 
 
 @asynccontextmanager
-async def child(folder: Path, text: str) -> AsyncGenerator[Child, None]:
+async def child(folder: Path, text: str, stdin: int = asyncio.subprocess.DEVNULL) -> AsyncGenerator[Child, None]:
     """Serve this ladder while the block lasts; ended by its own id where it has not ended by itself."""
     path, log = folder / "ladder.toml", folder / "log"
     path.write_text(text, "utf-8")
     with log.open("wb") as told:
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "stepladder", "serve", str(path), stdin=asyncio.subprocess.DEVNULL, stderr=told
+            sys.executable, "-m", "stepladder", "serve", str(path), stdin=stdin, stderr=told
         )
     made = Child(process, path, log)
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import socket
 from pathlib import Path
@@ -116,6 +117,19 @@ async def test_the_notice_before_the_end(tmp_path: Path) -> None:
         assert (await asked(session, made.url)).text == "four"
         made.tell(signal.SIGTERM)  # enough
         assert await made.ended() == 0
+
+
+async def test_a_terminal_that_is_closed_ends_what_was_started_there(tmp_path: Path) -> None:
+    """SIGHUP asks for a reload while the terminal is there; a terminal that is closed sends it too."""
+    master, slave = os.openpty()
+    async with child(tmp_path, ladder("http://127.0.0.1:9/v1"), stdin=slave) as made:
+        os.close(slave)
+        made.tell(signal.SIGHUP)
+        await made.logged("reloaded: configuration")
+        os.close(master)
+        made.tell(signal.SIGHUP)
+        assert await made.ended() == 0
+    assert "draining" in str(made.events)
 
 
 async def test_requests_while_models_load_are_told_so() -> None:

@@ -250,7 +250,7 @@ class _Signals:
 
     def hang_up(self) -> None:
         """Reload; but a terminal that was closed sends the same signal, and then nobody is left to serve."""
-        if self._terminal is not None and _is_gone(self._terminal):
+        if self._terminal is not None and not os.isatty(self._terminal):
             self.leave()
         elif self._hangup is not None:
             self._hangup()
@@ -262,14 +262,6 @@ class _Signals:
 def _terminal() -> int | None:
     """The terminal that this process was started at, None where there is none."""
     return sys.stdin.fileno() if sys.stdin is not None and sys.stdin.isatty() else None
-
-
-def _is_gone(terminal: int) -> bool:
-    try:
-        os.tcgetpgrp(terminal)
-    except OSError:
-        return True
-    return False
 
 
 async def _cancel_once_asked(server: uvicorn.Server, start: asyncio.Task[None] | None) -> None:
