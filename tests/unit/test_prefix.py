@@ -24,7 +24,7 @@ from stepladder.predictors.history import BANDS, cut_to, is_partial
 from stepladder.predictors.stack import FAST, StackPredictor
 from stepladder.train import boost, choose
 from stepladder.train.prefix import Cutter, cutter_of
-from stepladder.train.stack import Stacked
+from stepladder.train.stack import FEWEST, Stacked, _trust
 from stepladder.types import Attempt, Features, Usage
 
 STAGES = ("a", "b")
@@ -294,3 +294,33 @@ def test_missing_arrays_are_named(kind):
     arrays = {name: array for name, array in artifact.arrays.items() if name != "prefix_value"}
     with pytest.raises(ArtifactError, match="prefix_value"):
         made(replace(artifact, arrays=arrays))
+
+
+# ── how far beginnings are followed ──────────────────────────────────────────
+
+
+def trusted(told: np.ndarray, without: np.ndarray, quality: np.ndarray, *, queries: int | None = None) -> float:
+    """Of examples that all have one token, all of different queries unless said otherwise."""
+    count = len(quality)
+    bands, places = np.zeros(count, dtype=np.intp), np.arange(count) % (queries or count)
+    found = _trust(bands, places, *(each.reshape(-1, 1) for each in (told, without, quality)))
+    assert found == (found[0],) * BANDS  # bands without examples follow the one before
+    return found[0]
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_beginnings_are_followed_as_far_as_they_are_right(seed):
+    chance = np.random.default_rng(seed).random((2, 400))
+    truth = np.where(chance[0] < 0.5, 0.9, 0.1)
+    quality, flat = (chance[1] < truth).astype(float), np.full(400, 0.5)
+    assert trusted(truth, flat, quality) > 0.5
+    assert trusted(flat, truth, quality) == 0.0
+    assert trusted(np.full(400, 0.5), flat, quality) == 0.0
+    assert trusted(1 - truth, flat, quality) == 0.0
+
+
+def test_few_queries_are_not_believed_however_often_they_are_cut():
+    truth = np.tile([0.9, 0.1], 600)
+    quality, flat = np.tile([1.0, 0.0], 600), np.full(1200, 0.5)
+    assert trusted(truth, flat, quality) == 1.0
+    assert trusted(truth, flat, quality, queries=FEWEST - 2) == 0.0

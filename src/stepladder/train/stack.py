@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from stepladder.errors import UsageError
 from stepladder.evaluate.aligned import Aligned
-from stepladder.evaluate.metrics import log_loss
 from stepladder.predictors import history
 from stepladder.predictors.artifact import Artifact
 from stepladder.predictors.history import Signals
@@ -405,30 +404,40 @@ def _fit_prefix(
     folds = crossed.fold_of[learned].tolist()
     said = np.array([heads.crossed[fold].means(row) for fold, row in zip(folds, rows, strict=True)])
     without = np.array([crossed.posterior(place, _whole(read)) for place, read in zip(learned, heard, strict=True)])
-    trust = _trust(np.array([history.band(read) for read in heard]), said, without, lesson.quality[learned])
+    bands = np.array([history.band(read) for read in heard])
+    trust = _trust(bands, np.array(learned), said, without, lesson.quality[learned])
     crossed.prefix = [PrefixHead(correction, head, cutter.chars, trust) for head in heads.crossed]
     return heads
 
 
-def _trust(bands: Numbers, told: Matrix, without: Matrix, quality: Matrix) -> tuple[float, ...]:
-    """(BANDS,) how far heads for beginnings are followed after so many tokens: where the log-loss of (m, k) estimates
-    ``told`` of queries that they did not learn from, blended with those ``without`` a beginning, is lowest.
+def _trust(bands: Numbers, places: Numbers, told: Matrix, without: Matrix, quality: Matrix) -> tuple[float, ...]:
+    """(BANDS,) how far heads for beginnings are followed after so many tokens.
 
-    A band (m,) that has too few queries takes the one before it, the first none of it.
+    ``told`` (m, k) are their estimates of queries that they did not learn from, ``without`` those without a beginning,
+    and ``places`` (m,) says whose they are. Of the blends that are as good as the best by log-loss, within one standard
+    error of the paired difference, the one that follows the heads least (Breiman et al., 1984). A band that has too few
+    queries takes the one before it, the first none of it.
     """
     found: list[float] = []
     for number in range(history.BANDS):
         mine = bands == number
-        if mine.sum() < FEWEST:
+        queries = np.unique(places[mine], return_inverse=True)[1]
+        if not len(queries) or queries.max() + 1 < FEWEST:
             found.append(found[-1] if found else 0.0)
             continue
-        one, other = told[mine], without[mine]
-        losses = [
-            log_loss(quality[mine], np.array([blended(*pair, share) for pair in zip(one, other, strict=True)]))
-            for share in TRUSTS
-        ]
-        found.append(TRUSTS[int(np.argmin(losses))])
+        losses = np.array([_losses(told[mine], without[mine], quality[mine], share) for share in TRUSTS])
+        count = np.bincount(queries)
+        over = losses - losses[int(np.argmin(losses.mean(axis=1)))]
+        error = [float(np.std(np.bincount(queries, line) / count)) / len(count) ** 0.5 for line in over]
+        found.append(next(s for s, line, e in zip(TRUSTS, over, error, strict=True) if float(line.mean()) <= e))
     return tuple(found)
+
+
+def _losses(told: Matrix, without: Matrix, quality: Matrix, share: float) -> Matrix:
+    """(m,) log-losses of the blend, each the mean of all stages."""
+    said = np.array([blended(*pair, share) for pair in zip(told, without, strict=True)])
+    found: Matrix = -(quality * np.log(said) + (1 - quality) * np.log1p(-said)).mean(axis=1)
+    return found
 
 
 def _whole(read: Mapping[int, Signals]) -> dict[int, Signals]:
