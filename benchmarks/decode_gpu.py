@@ -1,13 +1,13 @@
 """Decoding on a GPU against what a PyTorch user has: paired, interleaved, one process, the same weights.
 
-    python benchmarks/decode_gpu.py --model 7B --layers 3 --alphas 0.8,0.0 --out DIR
+    python benchmarks/decode_gpu.py --model 7B --layers 3 --alphas 0.8,0.0,0.8+0.0 --out DIR
     python benchmarks/decode_gpu.py --model toy --device cpu --tokens 16 --prompts 2 --without hf-compiled --out DIR
 
 The target has a model's exact shape and random weights, and is its drafter and further layers whose output projections
 are scaled down until the drafter's tokens are kept as often as asked: acceptance is dialled, and measured again in each
-arm. It says little about temperatures above 0, whose laws are nearly flat here. Every arm answers every prompt before
-the next is taken, in an order that turns. All write the same number of tokens behind prompts of one length, and all
-seconds are those of whole answers, prompt included.
+arm; 0.8+0.0 are prompts that take turns. It says little about temperatures above 0, whose laws are nearly flat here.
+Every arm answers every prompt before the next is taken, in an order that turns. All write the same number of tokens
+behind prompts of one length, and all seconds are those of whole answers, prompt included.
 
 Arms: own plain; own with drafts of each length (the best of them is chosen with hindsight); own adaptive, whose planner
 begins knowing the step times and nothing else; transformers' generate: eager, static cache with compiled layers,
@@ -187,7 +187,7 @@ def stock(model: Any, device: str, sampling: Sampling, **settings: Any) -> Calla
 
 
 def arms_of(
-    pair: Pair, args: argparse.Namespace, times: StepTimes, sampling: Sampling, alpha: float
+    pair: Pair, args: argparse.Namespace, times: StepTimes, sampling: Sampling, alphas: Sequence[float]
 ) -> tuple[list[Arm], Adaptive]:
     rounds = Rounds(pair.target, pair.drafter, sampling=sampling)
     rounds.warm(range(max(args.lengths) + 1), reach=CONTEXT)
@@ -207,7 +207,9 @@ def arms_of(
         Arm(f"hf assisted γ={g}", _constant(pair, g, stock(pair.stock, args.device, sampling, **ask)))
         for g in args.assisted
     ]
-    skipped = {name.replace("-", " ") for name in args.without} | ({"hf"} if alpha not in args.peers_at else set())
+    skipped = {name.replace("-", " ") for name in args.without} | (
+        {"hf"} if not set(alphas) <= set(args.peers_at) else set()
+    )
     return [arm for arm in made if not any(arm.name.startswith(name) for name in skipped)], adaptive
 
 
@@ -338,13 +340,16 @@ def outside(pair: Pair, lengths: Sequence[int], device: str) -> dict[str, Any]:
     return found
 
 
-def compare(pair: Pair, args: argparse.Namespace, temperature: float, alpha: float, times: StepTimes) -> dict[str, Any]:
+def compare(
+    pair: Pair, args: argparse.Namespace, temperature: float, alphas: Sequence[float], times: StepTimes
+) -> dict[str, Any]:
+    """All arms on prompts whose acceptance takes turns."""
     sampling, chance = Sampling(temperature), random.Random(7)
     vocab = pair.target.vocab
     prompts = [[chance.randrange(vocab) for _ in range(args.prompt)] for _ in range(args.prompts)]
     extra = [[chance.randrange(vocab) for _ in range(args.prompt)] for _ in range(3)]
-    dial = dialled(pair, alpha, sampling, extra)
-    arms, adaptive = arms_of(pair, args, times, sampling, alpha)
+    dials = [dialled(pair, alpha, sampling, extra) for alpha in alphas]
+    arms, adaptive = arms_of(pair, args, times, sampling, alphas)
     failed: dict[str, str] = {}
     for arm in list(arms):  # kernels are chosen, layers compiled and graphs captured outside of what is timed
         try:
@@ -356,6 +361,7 @@ def compare(pair: Pair, args: argparse.Namespace, temperature: float, alpha: flo
     adaptive.__init__(times, [pair.drafter.parameters, pair.target.parameters], max(args.lengths),  # type: ignore[misc]
                       greedy=sampling.greedy)  # fmt: skip
     for index, prompt in enumerate(prompts):
+        pair.dial(dials[index % len(dials)]["share"])
         turn = index % len(arms)
         for arm in (*arms[turn:], *arms[:turn]):
             began = time.perf_counter()
@@ -365,7 +371,7 @@ def compare(pair: Pair, args: argparse.Namespace, temperature: float, alpha: flo
             arm.notes.append(notes)
             arm.texts.append(wrote)
     by_name = {arm.name: arm for arm in arms}
-    found: dict[str, Any] = {"dial": dial, "failed": failed, "arms": {a.name: told(a, by_name, times) for a in arms}}
+    found: dict[str, Any] = {"dial": dials, "failed": failed, "arms": {a.name: told(a, by_name, times) for a in arms}}
     static = [arm for arm in arms if arm.name.startswith("own γ")]
     if static:
         best = min(static, key=lambda arm: sum(arm.seconds))
@@ -409,7 +415,7 @@ def main() -> int:
     whole = lambda text: [int(part) for part in text.split(",")]  # noqa: E731
     parser.add_argument("--model", choices=sorted(SHAPES), default="7B")
     parser.add_argument("--layers", type=int, default=3, help="of the drafter")
-    parser.add_argument("--alphas", type=floats, default=[0.8, 0.0])
+    parser.add_argument("--alphas", type=lambda text: text.split(","), default=["0.8", "0.0"])
     parser.add_argument("--peers-at", type=floats, default=[0.8], help="acceptances at which transformers runs as well")
     parser.add_argument("--temperatures", type=floats, default=[0.0])
     parser.add_argument("--lengths", type=whole, default=[2, 4, 6, 8])
@@ -426,6 +432,9 @@ def main() -> int:
     began = time.perf_counter()
     pair = pair_of(args.model, args.layers, args.device, args.sharpness, args.rows)
     copy = bandwidth() if args.device == "cuda" else None
+    began_warm = time.perf_counter()
+    Rounds(pair.target, pair.drafter, sampling=Sampling(0.0)).warm([0, *args.lengths], reach=CONTEXT)
+    warm_s = round(time.perf_counter() - began_warm, 2)
     times, steps = step_times(pair, max(args.lengths), args.device)
     report: dict[str, Any] = {
         "command": "python benchmarks/decode_gpu.py " + " ".join(sys.argv[1:]),
@@ -434,6 +443,7 @@ def main() -> int:
         "torch": torch.__version__,
         "parameters": {"target": pair.target.parameters, "drafter": pair.drafter.parameters},
         "told": pair.target.told,
+        "warm_s": warm_s,
         "step_ms": steps,
     }
     if copy is not None:
@@ -444,9 +454,10 @@ def main() -> int:
     sys.stdout.write(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
     report["compared"] = {}
     for temperature in args.temperatures:
-        for alpha in args.alphas:
-            title = f"T={temperature:g} α={alpha:g}"
-            report["compared"][title] = compare(pair, args, temperature, alpha, times)
+        for asked in args.alphas:
+            title = f"T={temperature:g} α={asked}"
+            alphas = [float(part) for part in asked.split("+")]
+            report["compared"][title] = compare(pair, args, temperature, alphas, times)
             show(f"{args.model} {title}", report["compared"][title])
             args.out.mkdir(parents=True, exist_ok=True)
             (args.out / f"decode_{args.model}.json").write_text(
