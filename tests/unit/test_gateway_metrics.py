@@ -327,8 +327,8 @@ async def test_what_the_guard_tells() -> None:
     assert found[of("stepladder_stage_left_out_total", stage="small", reason="full")] == 1
     assert found[of("stepladder_failed_open_total", failure="predictor: ValueError")] == 4
     assert found[of("stepladder_conversations")] == 5
-    assert found[of("stepladder_followups_total", stage="same")] == 6
-    assert found[of("stepladder_followups_total", stage="other")] == 7
+    assert found[of("stepladder_followups_total", by="same")] == 6
+    assert found[of("stepladder_followups_total", by="other")] == 7
     assert found[of("stepladder_stage_in_flight", stage="small")] == 1
     assert found[of("stepladder_stage_waiting", stage="small")] == 0
     assert made.store.closed == 0

@@ -43,7 +43,7 @@ Refresh = Callable[["Metrics"], None]
 
 
 class Metrics:
-    """The gateway's numbers, and nothing that is not counted anywhere else already."""
+    """The gateway's numbers; ``refreshers`` bring some of them up to date before they are told."""
 
     def __init__(self, *, started_at: float | None = None) -> None:
         self.refreshers: list[Refresh] = []
@@ -197,7 +197,7 @@ class StageMetrics:
         )
         self.conversations = Values("gauge", "stepladder_conversations", "Conversations remembered.")
         self.followups = Values(
-            "counter", "stepladder_followups_total", "Follow-ups answered by the stage before, or another.", ("stage",)
+            "counter", "stepladder_followups_total", "Follow-ups answered by the same stage or another.", ("by",)
         )
 
     def look(self, now: Snapshot) -> None:
