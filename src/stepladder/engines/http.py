@@ -10,7 +10,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import aiohttp
 
@@ -154,6 +154,10 @@ async def exchange(
     yield call.attempt(_redacted(fault, target))
 
 
+End = wire.WireError | Literal["done", "closed"] | None
+"""How a stream ended: broken, at [DONE], with its connection, or not yet."""
+
+
 class _Call:
     """The state of one exchange."""
 
@@ -163,6 +167,8 @@ class _Call:
         self.was_cut = self.was_refused = self.was_unreached = False
         self.tries = 1
         self.patience: Patience
+        self.hides_usage = target.ask_usage and not wire.wants_usage(request)
+        """The usage of a stream was asked for by us alone, and is not passed on."""
         self.started = time.perf_counter()
 
     @property
@@ -209,9 +215,12 @@ class _Call:
                 self.reply.read_whole(await self._read(response))
                 return
             _expect_type(response, "text/event-stream")
-            async with aclosing(self._chunks(response)) as chunks:
-                async for delta in chunks:
+            parser, end = SSEParser(), None
+            while end is None:
+                deltas, end = await self._next(response, parser)
+                for delta in deltas:
                     yield delta
+            await self._ended(response, end)
         except aiohttp.ClientError as error:
             if self.patience.is_over:
                 missing = f"no further piece of the reply of stage '{self.target.stage}'"
@@ -256,48 +265,41 @@ class _Call:
             trace_request_ctx=connection,
         )
 
-    async def _chunks(self, response: aiohttp.ClientResponse) -> AsyncGenerator[Delta, None]:
-        """The pieces up to [DONE]. Raises WireError where the stream breaks off before its end."""
-        parser, ended = SSEParser(), False
-        hides = self.target.ask_usage and not wire.wants_usage(self.request)
-        while not ended:
-            piece = await self._piece(response)
-            ended = not piece
-            try:
-                events = parser.finish() if ended else parser.feed(piece)
-            except ValueError as error:
-                raise wire.protocol_error(f"the server's stream cannot be read: {error}") from error
-            deltas, end = self._read_events(events, hides)
-            for delta in deltas[:-1]:
-                yield replace(delta, more=True)
-            if deltas:
-                yield deltas[-1]
-            if isinstance(end, wire.WireError):
-                raise end
-            if end:
-                await self._drain(response)
-                return
-        if self.reply.finish_reason is None:
-            raise wire.protocol_error("the server's stream ended before the answer did")
+    async def _next(self, response: aiohttp.ClientResponse, parser: SSEParser) -> tuple[list[Delta], End]:
+        """The pieces of the answer that the next bytes of the stream hold, and how it ends with them."""
+        piece = await self._piece(response)
+        try:
+            events = parser.feed(piece) if piece else parser.finish()
+        except ValueError as error:
+            return [], wire.protocol_error(f"the server's stream cannot be read: {error}")
+        deltas, end = self._read_events(events)
+        if len(deltas) > 1:
+            deltas[:-1] = [replace(delta, more=True) for delta in deltas[:-1]]
+        if end is None and not piece:
+            cut = wire.protocol_error("the server's stream ended before the answer did")
+            return deltas, "closed" if self.reply.finish_reason is not None else cut
+        return deltas, end
 
-    def _read_events(self, events: Sequence[Event], hides: bool) -> tuple[list[Delta], wire.WireError | bool]:
-        """The pieces that these events hold, and what they come to: False where the stream goes on, True at [DONE].
+    async def _ended(self, response: aiohttp.ClientResponse, end: End) -> None:
+        if isinstance(end, wire.WireError):
+            raise end
+        if end == "done":
+            await self._drain(response)
 
-        ``hides``: the usage was asked for by us alone, and is not passed on.
-        """
+    def _read_events(self, events: Sequence[Event]) -> tuple[list[Delta], End]:
         deltas: list[Delta] = []
         for event in events:
             if event.data.strip() == DONE:
-                return deltas, True
+                return deltas, "done"
             if event.type == "error":
                 return deltas, wire.error_event(event.data)
             try:
-                delta = self.reply.read_chunk(event.data, self.elapsed, hides_usage=hides)
+                delta = self.reply.read_chunk(event.data, self.elapsed, hides_usage=self.hides_usage)
             except wire.WireError as error:
                 return deltas, error
-            if not (hides and wire.is_usage_only(delta)):
+            if not (self.hides_usage and wire.is_usage_only(delta)):
                 deltas.append(delta)
-        return deltas, False
+        return deltas, None
 
     async def _drain(self, response: aiohttp.ClientResponse) -> None:
         try:

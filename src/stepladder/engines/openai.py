@@ -97,8 +97,13 @@ class OpenAIEngine:
             except WireError as error:
                 yield Attempt(stage.name, fault=error.fault)
                 return
-            async with aclosing(self._ask(request, stage, deadline)) as events:
+            if self._session is None:
+                raise EngineError(f"stage '{stage.name}': the engine was closed")
+            target = self._targets[stage.name]
+            async with aclosing(exchange(self._session, target, request, deadline, chance=self._chance)) as events:
                 async for event in events:
+                    if isinstance(event, Attempt) and event.tries == 1:  # a pause says nothing of the server's speed
+                        self._forecasts.observe(event)
                     yield event
 
     async def _take_place(self, stage: Stage, deadline: Deadline, held: ExitStack) -> None:
@@ -109,16 +114,6 @@ class OpenAIEngine:
             await place.acquire()
         held.callback(place.release)
         deadline.let_go(held)
-
-    async def _ask(self, request: Request, stage: Stage, deadline: Deadline) -> AsyncGenerator[EngineEvent, None]:
-        if self._session is None:
-            raise EngineError(f"stage '{stage.name}': the engine was closed")
-        target = self._targets[stage.name]
-        async with aclosing(exchange(self._session, target, request, deadline, chance=self._chance)) as events:
-            async for event in events:
-                if isinstance(event, Attempt) and event.tries == 1:  # a pause says nothing of the server's speed
-                    self._forecasts.observe(event)
-                yield event
 
 
 def _target(stage: Stage, environ: Mapping[str, str]) -> Target:
