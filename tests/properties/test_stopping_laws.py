@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from stepladder.contracts import Policy
 from stepladder.policies.cascade_route import CascadeRoutePolicy, set_values
 from stepladder.policies.greedy import GreedyPolicy
-from stepladder.policies.induction import chances, tree, worth_of_calls
+from stepladder.policies.induction import _by_sets, best_called, chances, tree, worth_of_calls
 from stepladder.policies.laws import law, reservation
 from stepladder.policies.optimal import OptimalPolicy
 from stepladder.policies.pandora import PandoraPolicy
@@ -172,6 +172,32 @@ def test_optimal_is_the_best_of_all_policies_there_are(case) -> None:
     found = worth_of_calls(states, chance, lam * np.where(np.isfinite(stopping), stopping, -1e30), costs)
     assert sum(likely.values()) == pytest.approx(1.0)
     assert found.max() == pytest.approx(max(policies({})), abs=1e-9)
+
+
+@given(st.lists(st.integers(1, 4), min_size=1, max_size=4).map(tuple), st.booleans(), st.integers(0, 2**32 - 1))
+@settings(max_examples=60, deadline=None)
+def test_many_states_are_thought_through_as_few_are(levels: tuple[int, ...], held: bool, seed: int) -> None:
+    """State by state or set by set, the plan is worth the same, also where some states cannot be."""
+    rng = np.random.default_rng(seed)
+    few, many = tree(levels), _by_sets(levels)
+    assert few.layers
+    assert not few.sets
+    chance = chances(levels, 0.5) * (rng.random(len(few.signals)) < 0.8)
+    values = [np.sort(rng.random(count)).tolist() for count in levels]
+    stopping, costs = best_called(few, values, 0.4 if held else None), rng.random(len(levels)).tolist()
+    by_hand = [
+        max([v[s] for v, s, n in zip(values, line, levels, strict=True) if s < n], default=-np.inf)
+        for line in few.signals.tolist()
+    ]
+    assert np.array_equal(stopping, np.maximum(by_hand, 0.4 if held else -np.inf))
+    one, other = (worth_of_calls(each, chance, stopping, costs) for each in (few, many))
+    assert one == pytest.approx(other, abs=1e-12)
+
+
+def test_states_that_are_many_are_kept_by_sets() -> None:
+    assert tree((10,) * 5).sets
+    assert not tree((10,) * 5).layers
+    assert tree((4,) * 5).layers
 
 
 def _seen(line: Sequence[int], levels: Sequence[int]) -> dict[int, int]:

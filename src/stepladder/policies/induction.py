@@ -9,15 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, reduce
+from itertools import combinations
 from math import erf, prod, sqrt
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 Vector = npt.NDArray[np.float64]
 Whole = npt.NDArray[np.int64]
+
+LARGE = 250
+"""States for each set of stages, on average, from which sums along axes are quicker than looking up what follows each
+state, and need a fiftieth of the memory."""
 
 REACH, STEP = 6.0, 0.25
 """The common factor is summed from −6 to 6 standard deviations, in steps of this or less."""
@@ -36,22 +42,69 @@ class Layer:
     follows: Whole
 
 
+Place = tuple[int | slice, ...]
+"""Where the states of one set of called stages lie in an array with an axis for every stage."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Called:
+    """The states in which the same stages were called: their ``place``, which are left, and what follows a call.
+
+    ``follows`` holds for each stage left the place of the states after its call, and the axis there of its signals.
+    """
+
+    place: Place
+    stages: tuple[int, ...]
+    follows: tuple[tuple[Place, int], ...]
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Tree:
-    """All states for these numbers of signals: what each holds (n, k), and the layers by how many stages are left."""
+    """All n states for these numbers of signals, those with fewer stages left first: in ``layers`` by how many are
+    left, or, where there are many states, in ``sets`` by which were called. The other of the two is empty."""
 
-    signals: Whole
-    layers: tuple[Layer, ...]
+    levels: tuple[int, ...]
+    layers: tuple[Layer, ...] = ()
+    sets: tuple[Called, ...] = ()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of an array with an axis for every stage."""
+        return tuple(many + 1 for many in self.levels)
+
+    @property
+    def signals(self) -> Whole:
+        """What each state holds, (n, k)."""
+        return np.stack([axis.ravel() for axis in np.indices(self.shape)], axis=1)
 
 
 @lru_cache(maxsize=256)
 def tree(levels: tuple[int, ...]) -> Tree:
     """The states for k stages with so many signals each; n = Π(levels + 1) of them."""
-    shape = [many + 1 for many in levels]
-    signals = np.stack([axis.ravel() for axis in np.indices(shape)], axis=1)
-    left = signals == np.array(levels)
-    layers = [_layer(levels, left, np.flatnonzero(left.sum(axis=1) == count)) for count in range(1, len(levels) + 1)]
-    return Tree(signals, tuple(layers))
+    found, counts = Tree(levels), range(1, len(levels) + 1)
+    if prod(found.shape) >= LARGE << len(levels):
+        return _by_sets(levels)
+    left = found.signals == np.array(levels)
+    layers = [_layer(levels, left, np.flatnonzero(left.sum(axis=1) == count)) for count in counts]
+    return Tree(levels, layers=tuple(layers))
+
+
+def _by_sets(levels: tuple[int, ...]) -> Tree:
+    every = range(len(levels))
+    sets = [_called(levels, left) for count in range(1, len(levels) + 1) for left in combinations(every, count)]
+    return Tree(levels, sets=tuple(sets))
+
+
+def _called(levels: tuple[int, ...], left: tuple[int, ...]) -> Called:
+    follows = []
+    for stage in left:
+        after = tuple(each for each in left if each != stage)
+        follows.append((_place(levels, after), sum(each not in after for each in range(stage))))
+    return Called(_place(levels, left), left, tuple(follows))
+
+
+def _place(levels: tuple[int, ...], left: tuple[int, ...]) -> Place:
+    return tuple(many if stage in left else slice(0, many) for stage, many in enumerate(levels))
 
 
 def _layer(levels: tuple[int, ...], left: npt.NDArray[np.bool_], states: Whole) -> Layer:
@@ -85,10 +138,12 @@ def best_called(found: Tree, values: Sequence[Sequence[float]], held: float | No
 
     Without ``held`` it is −∞ where nothing was called.
     """
-    most = max(len(line) for line in values) + 1
-    padded = np.array([[*line, *[-np.inf] * (most - len(line))] for line in values])
-    best: Vector = padded[np.arange(len(values)), found.signals].max(axis=1)
-    return best if held is None else np.maximum(best, held)
+    best = np.full(found.shape, -np.inf if held is None else held)
+    for stage, line in enumerate(values):
+        along = [1] * len(values)
+        along[stage] = -1
+        np.maximum(best, np.array([*line, -np.inf]).reshape(along), out=best)
+    return best.ravel()
 
 
 def worth_of_calls(found: Tree, chance: Vector, stopping: Vector, costs: Sequence[float]) -> Vector:
@@ -100,6 +155,8 @@ def worth_of_calls(found: Tree, chance: Vector, stopping: Vector, costs: Sequenc
     The worth of a state is multiplied by its chance throughout, so that what follows is a plain sum and no chance is
     divided by, also where it is 0.
     """
+    if found.sets:
+        return _worth_by_sets(found, chance, stopping, costs)
     prices = np.asarray(costs, dtype=np.float64)
     worth = np.append(np.where(chance > 0, chance * stopping, 0.0), 0.0)
     calls = np.zeros((1, len(costs)))
@@ -108,6 +165,18 @@ def worth_of_calls(found: Tree, chance: Vector, stopping: Vector, costs: Sequenc
         worth[layer.states] = np.maximum(worth[layer.states], calls.max(axis=1))
     first: Vector = calls[0]
     return first
+
+
+def _worth_by_sets(found: Tree, chance: Vector, stopping: Vector, costs: Sequence[float]) -> Vector:
+    likely, ending = chance.reshape(found.shape), stopping.reshape(found.shape)
+    worth = np.multiply(likely, ending, out=np.zeros(found.shape), where=likely > 0)
+    calls: list[Any] = []
+    for called in found.sets:
+        here = likely[called.place]
+        follows = zip(called.stages, called.follows, strict=True)
+        calls = [worth[place].sum(axis=axis) - costs[stage] * here for stage, (place, axis) in follows]
+        worth[called.place] = reduce(np.maximum, calls, worth[called.place])
+    return np.array(calls, dtype=np.float64)
 
 
 def _factor(correlation: float) -> list[tuple[float, float]]:
