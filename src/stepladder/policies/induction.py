@@ -158,7 +158,8 @@ def worth_of_calls(found: Tree, chance: Vector, stopping: Vector, costs: Sequenc
     if found.sets:
         return _worth_by_sets(found, chance, stopping, costs)
     prices = np.asarray(costs, dtype=np.float64)
-    worth = np.append(np.where(chance > 0, chance * stopping, 0.0), 0.0)
+    worth = np.zeros(len(chance) + 1)
+    np.multiply(chance, stopping, out=worth[:-1], where=chance > 0)
     calls = np.zeros((1, len(costs)))
     for layer in found.layers:
         calls = worth[layer.follows].sum(axis=2) - prices[layer.stages] * chance[layer.states][:, None]
