@@ -204,7 +204,9 @@ def test_too_few_for_a_stack_is_told(monkeypatch):
     data = make_aligned(40)
     told: list[str] = []
     found = choose.train(data, "auto", predictor_of, PaperFeatures(), tick=told.append)
-    assert {trial.name for trial in found.trials}.isdisjoint({"stack", "knn"})
+    names = {trial.name for trial in found.trials}
+    assert "knn" in names  # what else is fitted once does not need as many
+    assert "stack" not in names
     (note,) = found.notes
     assert "stack left out: a stack learns from 60 queries" in note
     assert note in told

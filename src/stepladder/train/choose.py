@@ -275,7 +275,7 @@ def train(
             tick(f"{way.name}: {FOLDS} folds of {len(some)} queries")
             estimates = out_of_fold(_learner(way.fit, make, seed), some, fold_of, featurizer)
             tried.append((way, _trial(way.name, some, estimates)))
-        elif once is not None:
+        elif once is not None and (way.kind != "stack" or once.stacked is not None):
             tried.append((way, _trial(way.name, some, way.told.estimates(once, numbers))))
     way, best = _best(tried, kind, some)
     tick(f"{best.name}: all {len(data)} queries")
@@ -303,19 +303,19 @@ def _fitted_once(
     kinds = {way.kind for way in ways if way.told is not None}
     if not kinds:
         return None, []
+    notes: list[str] = []
     if "stack" in kinds:
         tick(f"stack: {len(pool)} queries, cross-fitted")
         try:
             stacked = fit_stack(pool, seed)
+            return Once(pool, Read(dict(stacked.arrays), stacked.crossed.rows), stacked), []
         except UsageError as error:
             if kind != "auto":
                 raise
-            note = f"{', '.join(way.name for way in ways if way.told is not None)} left out: {error}"
-            tick(note)
-            return None, [note]
-        return Once(pool, Read(dict(stacked.arrays), stacked.crossed.rows), stacked), []
+            notes.append(f"stack left out: {error}")
+            tick(notes[0])
     tick(f"reading {len(pool)} queries, cross-fitted")
-    return Once(pool, fit_reading(lesson_of(pool), seed)), []
+    return Once(pool, fit_reading(lesson_of(pool), seed)), notes
 
 
 Tried = tuple[Candidate, Trial]

@@ -13,7 +13,7 @@ from stepladder.train.fit import Row
 Numbers = NDArray[np.intp]
 
 FEWEST_GROUPS = 5
-"""Groups of a sample at the least, so that it can be cut into folds: of larger ones a part is taken."""
+"""Groups of a sample at the least, where there are so many, so that it can be cut into folds."""
 
 CLASS_GROUPS = 10
 """Fewer, and a fold might leave none of a class to learn from."""
@@ -56,19 +56,23 @@ def sample(data: Aligned, most: int, rng: np.random.Generator) -> Aligned:
 
 
 def drawn(data: Aligned, most: int, rng: np.random.Generator) -> Numbers:
-    """The places of the queries of a ``sample``, rising."""
+    """The places of the queries of a ``sample``, rising.
+
+    Of a group with more than its share, 1 / FEWEST_GROUPS of the sample, a part is taken, and more of it where the
+    others do not fill the sample. So it falls short by less than that share.
+    """
     if len(data) <= most:
         return np.arange(len(data))
-    sizes = np.bincount(data.groups)
-    order = rng.permutation(len(sizes))
-    taken = int(np.searchsorted(np.cumsum(sizes[order]), most, side="right"))
-    if taken >= min(FEWEST_GROUPS, len(order)):
-        return np.flatnonzero(np.isin(data.groups, order[:taken]))
-    return _thinned(data.groups, order[:FEWEST_GROUPS], most, rng)
-
-
-def _thinned(groups: Numbers, taken: Numbers, most: int, rng: np.random.Generator) -> Numbers:
-    """Some of the queries of groups that are too large to be taken whole, as many of each."""
-    each = max(most // len(taken), 1)
-    found = [rng.permutation(np.flatnonzero(groups == group))[:each] for group in taken.tolist()]
-    return np.sort(np.concatenate(found))
+    share, order = max(most // FEWEST_GROUPS, 1), rng.permutation(int(data.groups.max()) + 1)
+    mixed = rng.permutation(len(data))
+    ends = np.argsort(data.groups[mixed], kind="stable")
+    members = np.split(mixed[ends], np.cumsum(np.bincount(data.groups))[:-1])
+    found: list[Numbers] = []
+    left = most
+    for group in order.tolist():
+        some = members[group][:share]
+        if len(some) <= left:
+            found.append(some)
+            left -= len(some)
+    spare = np.concatenate([members[group][share:] for group in order.tolist()])
+    return np.sort(np.concatenate([*found, spare[:left]]))
