@@ -7,6 +7,7 @@ that come in one piece: counting is by pieces of what was read, and a timer runs
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from stepladder.gateway.faults import BAD_REQUEST, error_body
 from stepladder.gateway.wire import dumps
+
+log = logging.getLogger("stepladder.gateway")
 
 MIN_BODY_RATE = 16 * 1024
 """Bytes a second that a body must bring to be waited for beyond its first time."""
@@ -237,6 +240,9 @@ class GuardedProtocol(HttpToolsProtocol):
                 return
             self.cycle.disconnected = True  # the application's reply would follow ours
             self.cycle.message_event.set()
+        log.log(
+            logging.INFO if status < 500 else logging.WARNING, "a connection is refused with %d: %s", status, message
+        )
         kind = BAD_REQUEST if status < 500 else "server_error"
         body = dumps(error_body(message, kind, code=code))
         head = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\ncontent-type: application/json\r\n"
