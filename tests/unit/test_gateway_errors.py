@@ -156,6 +156,15 @@ async def test_a_stage_that_only_announced_itself_is_replaced() -> None:
     assert got.events[-1] == "[DONE]"
 
 
+async def test_several_prompts_are_refused_where_no_stage_can_take_them() -> None:
+    made = world()
+    for prompt in (["a", "b"], [1, 2]):
+        got = await post(made.app, "/v1/completions", {"prompt": prompt})
+        assert got.status == 400
+        assert "small: cannot do prompts" in got.error["message"]
+    assert made.engine.calls == []
+
+
 async def test_a_body_too_deep_to_be_written_again_is_refused() -> None:
     made = world()
     deep = b'{"messages": [{"role": "user", "content": "hi"}], "metadata": ' + b"[" * 300 + b"]" * 300 + b"}"

@@ -150,7 +150,9 @@ class ChunkWriter:
     def follows(self, event: Decided) -> bool:
         """Note where a decision turns to another answer than the one under way; False where it may not."""
         action = event.step.decision.action
-        if isinstance(action, Call) or (isinstance(action, Stop) and action.attempt is not self._last):
+        if isinstance(action, Call):
+            self._turn = event.step
+        elif self._may_restart and isinstance(action, Stop) and action.attempt != self._last:
             self._turn = event.step
         return self._turn is None or self._may_restart
 
