@@ -150,9 +150,8 @@ class ChunkWriter:
     def follows(self, event: Decided) -> bool:
         """Note where a decision turns to another answer than the one under way; False where it may not."""
         action = event.step.decision.action
-        if isinstance(action, Call):
-            self._turn = event.step
-        elif self._may_restart and isinstance(action, Stop) and action.attempt != self._last:
+        turns = isinstance(action, Stop) and self._may_restart and action.attempt != self._last
+        if turns or isinstance(action, Call):
             self._turn = event.step
         return self._turn is None or self._may_restart
 
