@@ -7,12 +7,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from outcome_tables import make_row
 from stack_tables import SIGNALS, SMALL, both_profiles, fitted, noise, small, small_stack, telling
 from stepladder.errors import ArtifactError, UsageError
 from stepladder.evaluate import metrics
+from stepladder.evaluate.aligned import Aligned, align
 from stepladder.evaluate.compare import Bench
 from stepladder.evaluate.metrics import Matrix
 from stepladder.evaluate.scores import Posterior, estimate, means
+from stepladder.features.conversation import NAMES
 from stepladder.features.paper import PaperFeatures
 from stepladder.predictors.stack import AFTER, FAST, StackPredictor, calibrated
 from stepladder.testing import check_predictor
@@ -67,6 +70,41 @@ def test_of_noise_it_makes_the_means():
     said = means(estimate(StackPredictor(SMALL, stacked.params, stacked.arrays), PaperFeatures(), new.requests), SMALL)
     there = np.tile(by_means[0], (len(new), 1))
     assert metrics.log_loss(new.quality, said) < 1.02 * metrics.log_loss(new.quality, there)
+
+
+def talks(queries: int = 240, seed: int = 0) -> Aligned:
+    """The same kind of questions to one stage, which is right only where it was not corrected before."""
+    chance, rows = np.random.default_rng(seed), []
+    for number in range(queries):
+        prompt, amiss = f"Say more of fact {int(chance.integers(10**6))}", bool(chance.integers(2))
+        if amiss:
+            prompt = f"No, {prompt}"
+        before = ({"role": "user", "content": "Tell me"}, {"role": "assistant", "content": "I'm sorry, I can't."})
+        talk = bool(chance.integers(2))
+        messages = (*(before if talk else ()), {"role": "user", "content": prompt})
+        right = float(not (talk and amiss))
+        rows.append(make_row(f"{seed}-{number}", "a", right, prompt=prompt, messages=messages))
+    return align(rows, ("a",), pricing=(1.0,))
+
+
+def test_what_went_before_a_question_is_learned():
+    """Neither the words alone nor the conversation's length tell it: both together do."""
+    stacked = fitted(talks())
+    assert stacked.params["values"] == list(NAMES)
+    predictor, new = StackPredictor(("a",), stacked.params, stacked.arrays), talks(80, seed=3)
+    said = means(estimate(predictor, PaperFeatures(), new.requests), ("a",))
+    assert metrics.r2(new.quality[:, 0], said[:, 0]) > 0.8
+    bare = replace(new, rows=tuple((replace(line[0], messages=None),) for line in new.rows))
+    alone = means(estimate(predictor, PaperFeatures(), bare.requests), ("a",))
+    assert alone.min() > 0.5
+    assert "values" not in small_stack().params
+
+
+@pytest.mark.parametrize("values", ["turns", [3], 7])
+def test_values_that_are_no_names(values):
+    artifact = both_profiles()
+    with pytest.raises(ArtifactError, match="values should be a list of names"):
+        StackPredictor(SMALL, {**artifact.params, "values": values}, artifact.arrays)
 
 
 # ── what leaks, what repeats ─────────────────────────────────────────────────

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from math import log2
 
+from stepladder.features.conversation import conversation
 from stepladder.types import Attempt, Features, Request
 
 ENTROPY_WINDOW = 32
@@ -16,13 +17,16 @@ class PaperFeatures:
     ``entropy`` is Shannon's, in bits, of the characters in ``prompt[-32:]``; the paper's comment says "last 32
     tokens", its code slices a string, and the code is what is kept here. ``length`` is ``len(prompt) / 100`` in
     characters, which the paper calls a ratio. The one-hot code of the stage is appended by the predictor, once for
-    every stage.
+    every stage. Where a conversation went before the question, what it tells stands beside the two
+    (``conversation``), for predictors that were trained on conversations.
     """
 
     def features(self, request: Request, history: tuple[Attempt, ...] = ()) -> Features:
         """Features of the request's text; ``history`` is handed on as it is."""
         text = request.text
         values = {"entropy": entropy(text[-ENTROPY_WINDOW:]), "length": len(text) / LENGTH_UNIT}
+        if len(request.messages) > 1:
+            values |= conversation(request)
         return Features(values=values, text=text, attempts=history)
 
 

@@ -50,7 +50,8 @@ class StackPredictor:
     ``measured`` as for ``logistic``; ``told`` and ``told_after`` (each (k,), the share of q(1−q) by which a stage's own
     answer will move its estimate, before any answer and after others' answers; 0 by default, and in the profile
     ``fast``); ``depth``, and with AFTER or PREFIX ``depth``, ``signals`` and ``chars``, as for ``gbdt``;
-    ``prefix_trust`` as in ``PrefixHead``;
+    ``prefix_trust`` as in ``PrefixHead``; ``values`` (none by default), the names of numbers that the featurizer tells
+    beside the text, of which one that it does not tell is 0: the head before an answer reads them after the text's row;
     ``fast`` (the parameters of that ``gbdt``; absent where there is none) and ``profile``, which one serves.
 
     Raises ArtifactError where parameters or arrays do not fit the ladder, or lack the profile.
@@ -75,7 +76,8 @@ class StackPredictor:
     def _open(self, params: Mapping[str, Any], arrays: Mapping[str, Any]) -> None:
         count = len(self._stages)
         self._reading = Reading(arrays, count)
-        self._before = Head(arrays, params, "", count, self._reading.columns + count)
+        self._values = _names(params.get("values", []))
+        self._before = Head(arrays, params, "", count, self._reading.columns + len(self._values) + count)
         self._after: Head | None = None
         if f"{AFTER}signals" in params:
             self._signals = history.known_signals(params[f"{AFTER}signals"], f"{AFTER}signals")
@@ -97,7 +99,10 @@ class StackPredictor:
         if self._fast is not None:
             means, answered = self._fast.means(features)
         else:
-            means = self._before.means(for_each_stage(self._reading.row(features.text), len(self._stages)))
+            row = self._reading.row(features.text)
+            if self._values:
+                row = np.append(row, [features.values.get(name, 0.0) for name in self._values])
+            means = self._before.means(for_each_stage(row, len(self._stages)))
             means, answered = self._posterior(means, features)
         estimates = estimates_of(means, self._spreads, self._told[bool(answered)], answered)
         return Estimates(dict(zip(self._stages, estimates, strict=True)), calibrated=self._calibrated)
@@ -213,6 +218,12 @@ def estimate_of(mean: float, spread: float, told: float) -> Estimate:
     """An outcome's variance is the share ``spread`` of q(1−q), and that of the estimate after an answer ``told``."""
     variance = mean * (1 - mean)
     return Estimate(mean, sqrt(spread * variance), sqrt(min(told, spread) * variance))
+
+
+def _names(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list | tuple) or not all(isinstance(name, str) for name in value):
+        raise ArtifactError(f"values should be a list of names of numbers beside the text, not {value!r}")
+    return tuple(value)
 
 
 def _profile(params: Mapping[str, Any]) -> Profile:

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 from stepladder.errors import UsageError
 from stepladder.evaluate.aligned import Aligned
+from stepladder.features.conversation import NAMES as CONVERSATION
+from stepladder.features.conversation import conversation
 from stepladder.predictors import history
 from stepladder.predictors.artifact import Artifact
 from stepladder.predictors.history import Signals
@@ -59,6 +61,9 @@ MOST = 20_000
 
 MOST_AFTER = 40_000
 """Examples of sets of answers that heads for after an answer learn from, at the most."""
+
+FEWEST_CONVERSATIONS = 20
+"""Queries with something before the question, from which on it is learned what that tells."""
 
 TRUSTS = tuple(np.linspace(0.0, 1.0, 11).round(1).tolist())
 """How far heads for the beginning of an answer may be followed."""
@@ -159,13 +164,16 @@ def fit_stack(data: Aligned, seed: int = 0) -> Stacked:
     _check(lesson)
     read = fit_reading(lesson, seed)
     fold_of = (rng.permutation(int(lesson.groups.max()) + 1) % FOLDS)[lesson.groups]
-    inputs = np.stack([for_each_stage(row, len(data.stages)) for row in read.rows])
+    values, rows = _with_values(some, read.rows)
+    inputs = np.stack([for_each_stage(row, len(data.stages)) for row in rows])
     before = _heads(inputs, lesson.quality, fold_of, _Way("", TREE, seed))
     del inputs  # k times as large as the rows
     spread = [spread_of_outcomes(quality) for quality in lesson.quality.T]
-    crossed = Crossed(data.stages, chosen, read.rows, fold_of, before.crossed, (), lesson.texts, spread)
+    crossed = Crossed(data.stages, chosen, rows, fold_of, before.crossed, (), lesson.texts, spread)
     arrays: dict[str, NDArray[Any]] = {**read.arrays, **before.arrays}
     params: dict[str, Any] = {"depth": before.depth, "spread": spread, "measured": True}
+    if values:
+        params["values"] = list(values)
     metrics = {"rows": float(lesson.quality.size), "trees": float(before.trees)}
     answers = _answers(some)
     if answers is not None:
@@ -183,6 +191,15 @@ def fit_stack(data: Aligned, seed: int = 0) -> Stacked:
             params |= {f"{PREFIX}chars": list(one.chars), f"{PREFIX}trust": list(one.trust)}
             metrics |= {"prefix_rows": float(prefix.rows), "prefix_trees": float(prefix.trees)}
     return Stacked(arrays, params, metrics, crossed)
+
+
+def _with_values(data: Aligned, rows: Matrix) -> tuple[tuple[str, ...], Matrix]:
+    """What is read beside the texts, and (n, columns) rows with it: of conversations, where there are enough."""
+    told = [conversation(request) for request in data.requests]
+    if sum(map(bool, told)) < FEWEST_CONVERSATIONS:
+        return (), rows
+    own = np.array([[each.get(name, 0.0) for name in CONVERSATION] for each in told])
+    return CONVERSATION, np.hstack([rows, own])
 
 
 def _check(lesson: Lesson) -> None:
