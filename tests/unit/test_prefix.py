@@ -25,7 +25,7 @@ from stepladder.predictors.stack import FAST, StackPredictor
 from stepladder.train import boost, choose
 from stepladder.train.prefix import Cutter, cutter_of
 from stepladder.train.stack import FEWEST, Stacked, _trust
-from stepladder.types import Attempt, Features, Usage
+from stepladder.types import Attempt, Fault, Features, Usage
 
 STAGES = ("a", "b")
 FROM = 6
@@ -129,6 +129,22 @@ def test_other_stages_whole_answers_stand_beside_a_beginning(kind):
     part = cut_to(whole(True), FROM + 6, 4.0)
     assert said(kind, whole(False, stage="b"), part) > 0.7
     assert said(kind, part, whole(False, stage="b")) == said(kind, whole(False, stage="b"), part)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_beginning_is_past_once_its_answer_is_whole(kind):
+    part, end = cut_to(whole(True), FROM + 6, 4.0), whole(True)
+    assert said(kind, part, end) == said(kind, end)
+    assert said(kind, end, replace(part, stage="z")) == said(kind, end)
+    assert said(kind, end, replace(part, fault=Fault("cancelled", "given up"))) != said(kind, part)
+
+
+def test_several_choices_share_the_tokens_that_were_counted_for_all():
+    alone = whole(True)
+    raw = {"choices": [{"index": n, "text": alone.text} for n in range(3)]}
+    three = replace(alone, usage=Usage(9, 90), raw=raw)
+    assert cut_to(three, 10, 4.0) == cut_to(alone, 10, 4.0)
+    assert cutter_of([{0: three}] * 80, 1, 60) == cutter_of([{0: alone}] * 80, 1, 60) is not None
 
 
 # ── what is not known ────────────────────────────────────────────────────────

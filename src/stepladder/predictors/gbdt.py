@@ -102,7 +102,7 @@ class GBDTPredictor:
     def _answered(self, features: Features) -> tuple[_Later | None, Mapping[int, history.Signals]]:
         """What estimates after these attempts, and their signals."""
         attempts, prompt = features.attempts, features.text
-        if self._prefix is not None and any(map(history.is_partial, attempts)):
+        if self._prefix is not None and history.runs(attempts, self._stages):
             signals = self._prefix.signals
             return self._prefix, history.begun(attempts, self._stages, signals, self._chars, prompt=prompt)
         signals = history.SIGNALS if self._after is None else self._after.signals

@@ -218,6 +218,20 @@ def is_partial(attempt: Attempt) -> bool:
     return attempt.fault is None and attempt.finish_reason is None
 
 
+def runs(attempts: Sequence[Attempt], stages: Sequence[str]) -> bool:
+    """True where the last attempt of some stage has not ended: one that was followed by its whole answer is past."""
+    return any(map(is_partial, attempts)) and any(map(is_partial, _last(attempts, stages).values()))
+
+
+def own_tokens(attempt: Attempt) -> int:
+    """The tokens of an answer. Several choices are counted together: of those the first one's, where the reply tells
+    them, or as many as each has on average."""
+    many = _choices(attempt.raw)
+    if many == 1:
+        return attempt.usage.output_tokens
+    return len(_pieces(attempt.raw) or ()) or round(attempt.usage.output_tokens / many)
+
+
 def _last(attempts: Sequence[Attempt], stages: Sequence[str]) -> dict[int, Attempt]:
     place = {stage: number for number, stage in enumerate(stages)}
     return {place[each.stage]: each for each in attempts if each.fault is None and each.stage in place}
@@ -229,7 +243,7 @@ def read(attempt: Attempt, signals: Sequence[str] = SIGNALS, *, prompt: str | No
     No output tokens, like no log probabilities, means that nobody counted them. Of several choices, whose tokens are
     counted together, the mean counts. ``prompt`` is the question's text, None where it is not known.
     """
-    text, count = attempt.text.rstrip()[-LONGEST:], attempt.usage.output_tokens / _choices(attempt.raw)
+    text, count = attempt.text.rstrip()[-LONGEST:], own_tokens(attempt)
     final = final_answer(text)
     found = Signals(
         tokens=log1p(count) if count > 0 else UNKNOWN,
@@ -403,7 +417,7 @@ def cut_to(attempt: Attempt, tokens: int, chars_per_token: float = CHARS_PER_TOK
     """
     if tokens < 1:
         raise ValueError(f"an answer has no {tokens} tokens: read 1 at the least")
-    if attempt.usage.output_tokens <= tokens:
+    if own_tokens(attempt) <= tokens:
         return attempt
     pieces = _pieces(attempt.raw)
     text = attempt.text[: ceil(tokens * chars_per_token)] if pieces is None else "".join(pieces[:tokens])
@@ -412,7 +426,7 @@ def cut_to(attempt: Attempt, tokens: int, chars_per_token: float = CHARS_PER_TOK
 
 def unended(attempt: Attempt) -> Attempt:
     """All of an answer's tokens, its end not yet told."""
-    return _unended(attempt, attempt.text, attempt.usage.output_tokens)
+    return _unended(attempt, attempt.text, own_tokens(attempt))
 
 
 def _unended(attempt: Attempt, text: str, tokens: int) -> Attempt:

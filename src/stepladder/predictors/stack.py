@@ -114,7 +114,7 @@ class StackPredictor:
         logits = [logit(mean) for mean in means]
         if self._after is not None and answered:
             means = self._after.means(self._correction.rows(logits, answered))
-        if self._prefix is None or not any(map(history.is_partial, attempts)):
+        if self._prefix is None or not history.runs(attempts, self._stages):
             return means, answered
         signals, chars = self._prefix.correction.signals, self._prefix.chars
         begun = history.begun(attempts, self._stages, signals, chars, prompt=prompt)

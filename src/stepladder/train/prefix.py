@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stepladder.predictors import history
-from stepladder.predictors.history import FEWEST_CHARS, MOST_CHARS, Signals, cut_to, unended
+from stepladder.predictors.history import FEWEST_CHARS, MOST_CHARS, Signals, cut_to, own_tokens, unended
 from stepladder.tokens import CHARS_PER_TOKEN
 from stepladder.types import Attempt
 
@@ -75,7 +75,7 @@ class Cutter(NamedTuple):
         whole = answers[stage]
         if not _can_be_cut(whole):
             return None
-        if whole.usage.output_tokens > tokens:
+        if own_tokens(whole) > tokens:
             part = cut_to(whole, tokens, self.chars[stage])
         elif kept < UNTOLD_ENDS:
             part = unended(whole)
@@ -94,11 +94,12 @@ def cutter_of(lines: Iterable[Mapping[int, Attempt]], stages: int, fewest: int) 
     lengths, known = [], 0
     for line in lines:
         for stage, answer in line.items():
-            known += answer.usage.output_tokens > 0
+            count = own_tokens(answer)
+            known += count > 0
             if _can_be_cut(answer):
                 chars[stage] += len(answer.text)
-                tokens[stage] += answer.usage.output_tokens
-                lengths.append(answer.usage.output_tokens)
+                tokens[stage] += count
+                lengths.append(count)
     longest = int(np.percentile(lengths, LONG)) if len(lengths) >= max(fewest, known / 2) else 0
     if longest < SHORTEST:
         return None
@@ -108,7 +109,7 @@ def cutter_of(lines: Iterable[Mapping[int, Attempt]], stages: int, fewest: int) 
 
 def _can_be_cut(answer: Attempt) -> bool:
     """True of an answer whose text is there: a final answer alone (``pred``) has fewer characters than tokens."""
-    return answer.usage.output_tokens > 0 and len(answer.text) >= FEWEST_CHARS * answer.usage.output_tokens
+    return len(answer.text) >= FEWEST_CHARS * own_tokens(answer) > 0
 
 
 def read(

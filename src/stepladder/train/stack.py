@@ -139,7 +139,7 @@ class Crossed:
     def estimates(self, place: int, attempts: tuple[Attempt, ...] = ()) -> Estimates:
         """What the router would be told of the query after these attempts."""
         prompt = self.texts[place]
-        if self.prefix and any(map(history.is_partial, attempts)):
+        if self.prefix and history.runs(attempts, self.stages):
             signals, chars = self.prefix[0].correction.signals, self.prefix[0].chars
             found = history.begun(attempts, self.stages, signals, chars, prompt=prompt)
         else:
