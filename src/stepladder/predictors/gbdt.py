@@ -19,7 +19,7 @@ from stepladder.predictors import history
 from stepladder.predictors.artifact import array_of, content_version, numbers_of, shaped
 from stepladder.predictors.grams import BUCKETS, DENSE, hashed_grams
 from stepladder.predictors.lexical import NAMES, WORDS, numbers
-from stepladder.predictors.logistic import from_logit
+from stepladder.predictors.logistic import from_logit, mean_of
 from stepladder.types import Estimates, Features
 
 MOST_NODES, DEEPEST = 1_000_000, 64
@@ -84,7 +84,7 @@ class GBDTPredictor:
     def means(self, features: Features) -> tuple[list[float], Container[int]]:
         """The means of ``predict``, and the numbers of the stages whose answers moved them."""
         logits, answered = self._logits(features)
-        return [from_logit(logit, 1.0).mean for logit in logits], answered
+        return [mean_of(logit) for logit in logits], answered
 
     def _logits(self, features: Features) -> tuple[list[float], Container[int]]:
         rows, amounts = hashed_grams(features.text)

@@ -38,9 +38,9 @@ def hashed_grams(text: str) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     count = len(hashes)
     rows = np.empty(count + DENSE, dtype=np.int64)
     rows[:count] = (hashes * _GOLDEN) >> _SHIFT
-    rows[count:] = (BUCKETS, BUCKETS + 1)
+    rows[count], rows[count + 1] = BUCKETS, BUCKETS + 1
     amounts = np.full(count + DENSE, 1 / sqrt(count) if count else 0.0, dtype=np.float32)
-    amounts[count:] = (log1p(len(text)) / 8, log1p(len(words)) / 8)
+    amounts[count], amounts[count + 1] = log1p(len(text)) / 8, log1p(len(words)) / 8
     return rows, amounts
 
 

@@ -87,7 +87,7 @@ def numbers(text: str, counts: Sequence[float], *, known: bool = False) -> list[
         float(found.tokens - found.different),
         *(_digits(drawn) if drawn else _NO_DIGITS),
         *_words(words, rare),
-        *map(float, map(signs.count, SIGNS)),
+        *map(signs.count, SIGNS),
         *_places(drawn, _FIRST),
         *_places([number % 10 for number in drawn[:_FIRST]], _FIRST),
         *_places(drawn[: -_LAST - 1 : -1], _LAST),
@@ -149,7 +149,7 @@ def _only(kept: bytes) -> bytes:
     return bytes(code if code in kept else 32 for code in range(256))
 
 
-_MASK = WORDS - 1
+_MASK, _MISSING = WORDS - 1, (_NONE,) * _FIRST
 _CAPITALS = b"ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _LETTERS_ALONE, _DIGITS_ALONE = _only(b"abcdefghijklmnopqrstuvwxyz"), _only(b"0123456789")
 _NO_SIGNS = bytes(code for code in range(128) if chr(code).isalnum() or chr(code).isspace() or code == ord("_"))
@@ -189,5 +189,4 @@ def _commonness(logs: list[float]) -> list[float]:
 
 
 def _places(values: Sequence[float], count: int) -> list[float]:
-    found = list(map(float, values[:count]))
-    return found if len(found) == count else found + [_NONE] * (count - len(found))
+    return [*values[:count], *_MISSING[min(len(values), count) : count]]
