@@ -85,7 +85,7 @@ async def test_replies_are_as_described(path: str, body: dict[str, Any]) -> None
     made = world()
     doc, got = await served(made), await post(made.app, path, body)
     schema = response(doc, path, "post", got)
-    if schema != {"type": "string"}:
+    if got.headers["content-type"] == "application/json":
         check(got.json, schema, doc)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, get_args
 
+from stepladder.gateway.feedback import LIMITS, VERDICTS
 from stepladder.gateway.wire import MAX_HOLD_BACK, MAX_SESSION_CHARS, STREAM_MODES, Names
 from stepladder.types import CostUnit, FaultKind
 from stepladder.version import __version__
@@ -20,6 +21,10 @@ _NUMBER: Schema = {"type": "number"}
 _COUNT: Schema = {"type": "integer", "minimum": 0}
 _FLAG: Schema = {"type": "boolean"}
 _AMOUNT: Schema = {"type": "number", "minimum": 0}
+_WORDS: Schema = {"type": "string", "pattern": r"\S"}
+"""Text that says something."""
+_EVENTS: Schema = {"description": "chunks in OpenAI's shape, one an event; the last event is `[DONE]`, or an error"}
+"""Of no type: some readers hold it against the whole text, others against each event."""
 
 _ERRORS: Mapping[str, str] = {
     "400": "the request is wrong, or no allowed stage can take it; `error.param` names the field",
@@ -124,7 +129,7 @@ def _paths(names: Names) -> Schema:
 
 
 def _asking(name: str, summary: str, asked: str, answer: str, dials: list[Schema]) -> Schema:
-    content = {**_json(answer), "text/event-stream": {"schema": _TEXT}}
+    content = {**_json(answer), "text/event-stream": {"schema": _EVENTS}}
     return _operation(name, summary, content, _ANSWERED, body=_ref(asked), parameters=dials)
 
 
@@ -227,10 +232,13 @@ def _requests(names: Names) -> Schema:
             "additionalProperties": False,
             "required": ["decision_id"],
             "properties": {
-                "decision_id": _TEXT,
+                "decision_id": {**_WORDS, "maxLength": LIMITS["decision_id"]},
                 "score": {"type": ["number", "null"], "minimum": 0, "maximum": 1},
-                "verdict": {"type": ["string", "null"]},
-                **{name: {"type": ["string", "null"]} for name in ("source", "stage", "key", "comment")},
+                "verdict": {"enum": [*VERDICTS, None]},
+                **{
+                    name: {**_WORDS, "type": ["string", "null"], "maxLength": LIMITS[name]}
+                    for name in ("source", "stage", "key", "comment")
+                },
             },
         },
     }
