@@ -115,6 +115,15 @@ def test_a_stage_name_wins_over_headers() -> None:
     assert dials == Dials(mode="fixed", min_stage="small", max_stage="small")
 
 
+@pytest.mark.parametrize("name", ["x-stepladder-mode", "x-stepladder-min-stage", "x-stepladder-max-stage"])
+@pytest.mark.parametrize("body", [{"model": "small"}, {"stepladder": {"max_stage": "small"}}, {}])
+@pytest.mark.parametrize("value", ["", "smal"])
+def test_headers_that_name_nothing_are_refused_also_where_they_give_way(name, body, value):
+    refused = refusal({name: value}, **body)
+    assert refused.param == name
+    assert f"'{value}'" in str(refused)
+
+
 def test_a_stage_name_may_be_said_twice() -> None:
     assert read(model="small", stepladder={"mode": "fixed", "max_stage": "small"}).dials.max_stage == "small"
 

@@ -110,7 +110,7 @@ def read_request(
         messages=messages,
         prompt=prompt,
         params=params,
-        dials=read_dials(body.get(BLOCK), headers, stage, names.modes, preset),
+        dials=read_dials(body.get(BLOCK), headers, stage, names.modes, preset, stages=names.stages),
         needs=needs(params, messages),
         caller=caller,
         only=only,
@@ -254,16 +254,21 @@ def read_dials(
     stage: str | None = None,
     modes: tuple[str, ...] = (),
     preset: Mapping[str, Any] = EMPTY,
+    *,
+    stages: tuple[str, ...] = (),
 ) -> Dials:
     """Dials from the body's block, headers and a preset named as the model; the first of these wins, key by key.
 
     A stage named as the model wins over all: a block that contradicts it is refused, headers (often set once for all
-    requests) give way.
+    requests) give way. Headers that name none of ``stages`` are refused also where they give way, or nobody would
+    notice before a request that they are meant for.
     """
     asked = _from_block(block)
     if stage is not None:
         _check_pin(stage, asked)
-    values = {**preset, **_from_headers(headers), **asked}
+    told = _from_headers(headers)
+    _check_told(told, {"mode": modes, "min_stage": stages, "max_stage": stages})
+    values = {**preset, **told, **asked}
     if stage is not None:
         values.update(mode="fixed", min_stage=stage, max_stage=stage)
     mode = values.get("mode")
@@ -295,9 +300,20 @@ def _from_headers(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, Any]:
 def _from_header(name: str, text: str) -> tuple[str, Any]:
     key = name.removeprefix(HEADER_PREFIX.decode()).replace("-", "_")
     if key not in _DIALS:
-        known = tuple(f"x-stepladder-{known.replace('_', '-')}" for known in _DIALS)
-        raise RequestError(f"there is no header '{name}'; {nearest(name, known)}", param=name)
+        raise RequestError(f"there is no header '{name}'; {nearest(name, tuple(map(_header, _DIALS)))}", param=name)
     return key, _DIALS[key](name, _TEXT.get(key, _as_text)(text))
+
+
+def _check_told(told: Mapping[str, Any], known: Mapping[str, tuple[str, ...]]) -> None:
+    for key, names in known.items():
+        if key in told and told[key] not in names:
+            what = key.rpartition("_")[2]
+            message = f"{_header(key)}: there is no {what} '{told[key]}'; {nearest(told[key], names)}"
+            raise RequestError(message, param=_header(key))
+
+
+def _header(key: str) -> str:
+    return HEADER_PREFIX.decode() + key.replace("_", "-")
 
 
 def _check_pin(stage: str, asked: Mapping[str, Any]) -> None:
