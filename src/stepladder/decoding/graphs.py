@@ -44,7 +44,10 @@ def reach_for(length: int, context: int) -> int:
 
 @contextmanager
 def _unwaiting() -> Iterator[None]:
-    """Whatever makes the host wait raises RuntimeError here: a capture that it breaks could not be cleared away."""
+    """Whatever makes the host wait raises RuntimeError here: a capture that it breaks could not be cleared away.
+
+    In every thread of the process: nothing else may use the device meanwhile.
+    """
     before = torch.cuda.get_sync_debug_mode()
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -78,7 +81,7 @@ class Captured:
                 compute(*self.inputs)
         torch.cuda.current_stream(device).wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        # Other threads of the process may use the device meanwhile.
+        # Other threads may take memory meanwhile, which would break a capture that minds them.
         with torch.cuda.graph(graph, pool=pool, stream=side, capture_error_mode="thread_local"):
             self.result = compute(*self.inputs)
         self._graph = graph
