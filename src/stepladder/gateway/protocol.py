@@ -93,6 +93,9 @@ class GuardedProtocol(HttpToolsProtocol):
         self._body_bytes = 0
         self._refused = False
         self._too_large = ""
+        self._earlier: list[Any] = []
+        """Requests without a whole reply that came before uvicorn's ``cycle``: it forgets them as soon as the next
+        comes, and would tell only the last that its client has left."""
 
     # ── the connection ───────────────────────────────────────────────────────
 
@@ -119,6 +122,9 @@ class GuardedProtocol(HttpToolsProtocol):
                 del self._addresses[self._address]
             self._address = None
         self._stop_timer()
+        for cycle in self._earlier:
+            cycle.disconnected = True
+            cycle.message_event.set()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -153,6 +159,10 @@ class GuardedProtocol(HttpToolsProtocol):
             self._too_large = self._bytes_told()
             raise _Refused
         self._missing, self._body_bytes = "body", 0
+        if self._is_answering():
+            self._earlier = [*self._unanswered(), self.cycle]
+        elif self._earlier:
+            self._earlier = []
         super().on_headers_complete()
         self.headers = []
 
@@ -179,6 +189,10 @@ class GuardedProtocol(HttpToolsProtocol):
     def _is_answering(self) -> bool:
         cycle: Any = self.cycle  # None before the first request, which its declared type does not tell
         return cycle is not None and not cycle.response_complete
+
+    def _unanswered(self) -> list[Any]:
+        """The requests before the last whose reply is not whole."""
+        return [cycle for cycle in self._earlier if not cycle.response_complete]
 
     # ── time ─────────────────────────────────────────────────────────────────
 
@@ -235,11 +249,13 @@ class GuardedProtocol(HttpToolsProtocol):
         self._refused = True
         self._stop_timer()
         if self._is_answering():
-            if self.cycle.response_started:
+            waiting = [*self._unanswered(), self.cycle]
+            if waiting[0].response_started:
                 self.transport.close()
                 return
-            self.cycle.disconnected = True  # the application's reply would follow ours
-            self.cycle.message_event.set()
+            for cycle in waiting:  # the application's replies would follow ours
+                cycle.disconnected = True
+                cycle.message_event.set()
         log.log(
             logging.INFO if status < 500 else logging.WARNING, "a connection is refused with %d: %s", status, message
         )
