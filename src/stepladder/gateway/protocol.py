@@ -255,6 +255,7 @@ class GuardedProtocol(HttpToolsProtocol):
                 return
             for cycle in waiting:  # the application's replies would follow ours
                 cycle.disconnected = True
+                cycle.waiting_for_100_continue = False
                 cycle.message_event.set()
         log.log(
             logging.INFO if status < 500 else logging.WARNING, "a connection is refused with %d: %s", status, message
