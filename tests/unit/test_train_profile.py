@@ -126,6 +126,6 @@ def test_train_knows_which_kinds_have_profiles(tmp_path, capsys):
     assert "--profile: only a stack has profiles, not 'mean'" in capsys.readouterr().err
     assert main([*words, "auto"]) == 0
     printed = " ".join(capsys.readouterr().out.split())
-    assert "knn, stack left out: a stack learns from 60 queries" in printed
+    assert "stack left out: a stack learns from 60 queries" in printed
     assert "--profile fast: what was chosen is no stack and has no profiles" in printed
     assert load(tmp_path / "a").kind != "stack"
