@@ -200,7 +200,8 @@ def _before_after(args: argparse.Namespace) -> int:
     commit = subprocess.run(["git", "rev-parse", "--short", args.before], cwd=ROOT, check=True, capture_output=True)
     artifact = load(args.artifact)
     report = {
-        "command": f"python benchmarks/decision_time.py --before {args.before} --profile {args.profile} --rounds {args.rounds}",
+        "command": f"python benchmarks/decision_time.py --before {args.before} --profile {args.profile} "
+        f"--rounds {args.rounds}",
         "before": commit.stdout.decode().strip(),
         "artifact": {"kind": artifact.kind, "version": artifact.version, "stages": list(artifact.stages)},
         "machine": platform.processor() or platform.machine(),

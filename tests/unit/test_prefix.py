@@ -9,7 +9,7 @@ from math import ceil
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from outcome_tables import make_row
@@ -325,6 +325,7 @@ def trusted(told: np.ndarray, without: np.ndarray, quality: np.ndarray, *, queri
 
 
 @given(st.integers(0, 2**32 - 1))
+@settings(max_examples=20, deadline=None)
 def test_beginnings_are_followed_as_far_as_they_are_right(seed):
     chance = np.random.default_rng(seed).random((2, 400))
     truth = np.where(chance[0] < 0.5, 0.9, 0.1)
