@@ -209,6 +209,12 @@ def test_openai_asks_llama(client: openai.OpenAI, mode: str) -> None:
     assert (got.usage.completion_tokens, got.usage.total_tokens) == (3, 15)
 
 
+def test_openai_says_its_dials_once_for_all_requests(client: openai.OpenAI) -> None:
+    bound = client.with_options(default_headers={"x-stepladder-min-stage": "large", "x-stepladder-max-stage": "large"})
+    got = bound.chat.completions.create(model="stepladder", messages=SAID, temperature=0, max_tokens=16)
+    assert (got.choices[0].message.content, got.model) == ("19", "large")
+
+
 @pytest.mark.parametrize("mode", ["route", "cascade"])
 def test_openai_streams_from_llama(client: openai.OpenAI, mode: str) -> None:
     chunks = list(
@@ -343,7 +349,8 @@ async def model(url: str) -> AsyncIterator[Named]:
 
 
 async def test_pydantic_ai_asks_streams_and_is_told_what_was_spent(model: Named) -> None:
-    agent = Agent(model("stepladder"), model_settings={"temperature": 0.0, "max_tokens": 16})
+    dials = {"stepladder": {"lambda": 0, "max_stage": "large"}}
+    agent = Agent(model("stepladder"), model_settings={"temperature": 0.0, "max_tokens": 16, "extra_body": dials})
     got = await agent.run("What is 12 + 7?")
     assert got.output == "19"
     assert got.usage.output_tokens == 3

@@ -21,8 +21,10 @@ from typing import Any
 
 import pytest
 
+import misbehaving
 from gateway_child import child
 from gateway_fakes import world
+from misbehaving import WAYS, Caller, good, is_busy, is_large
 from stepladder import config
 from stepladder.build import build
 from stepladder.cli.serve import connection_limits, gateway_settings, make_gate
@@ -59,6 +61,25 @@ max_body_bytes = 1000000
 
 [traces]
 path = "traces.sqlite3"
+"""
+
+FAILING = """\
+[[stages]]
+name = "only"
+model = "m"
+base_url = "{url}"
+cost = 1.0
+connect_timeout_s = 0.2
+first_byte_timeout_s = 0.1
+idle_timeout_s = 0.1
+total_timeout_s = 0.3
+retries = 0
+breaker_failures = 0
+max_concurrency = 100
+
+[gateway]
+port = 0
+log = "json"
 """
 
 # ── what is sent ─────────────────────────────────────────────────────────────
@@ -504,6 +525,43 @@ async def test_nothing_that_is_sent_to_a_process_hangs_breaks_or_leaks(tmp_path:
     assert tally.connections == 20_000
     assert not failed, json.dumps(failed[:3])[:6000]
     assert not [status for status in tally.statuses if status >= 500]
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+async def test_no_5xx_goes_without_a_line(tmp_path: Path, stream: bool) -> None:
+    """Before servers that fail in every way; each reply is read, so the log has as many as came."""
+    chance = random.Random(6)
+    ways = [way for way in WAYS.values() if way not in (is_large, is_busy)]  # after a 429 nobody would be asked
+
+    async def any_of_them(caller: Caller) -> bool | None:
+        return await chance.choice((good, *ways))(caller)
+
+    body = json.dumps({"messages": SAID, "stream": stream}).encode()
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\n"
+    head += b"content-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(body)
+    async with misbehaving.serving(any_of_them) as server, child(tmp_path, FAILING.format(url=server.url)) as served:
+        port, seen, left = int(served.url.removesuffix("/v1").rpartition(":")[2]), Counter[int](), iter(range(120))
+
+        async def some() -> None:
+            for _ in left:
+                heard = await sent_and_heard(port, Case(0, "good", [head + body], 0.0, "stay"))
+                seen.update(replies(heard, whole=True))
+
+        async with asyncio.timeout(3 * HANG_S), asyncio.TaskGroup() as group:
+            for _ in range(12):
+                group.create_task(some())
+
+        def logged(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+            return [event for event in events if event["event"] == "request"]
+
+        await served.until(lambda events: len(logged(events)) == 120)
+        told = logged(served.events)
+    assert Counter(event["status"] for event in told) == seen
+    failed = [event for event in told if event["status"] >= 500]
+    assert {event["level"] for event in failed} == {"error"}
+    assert all(event["decision_id"].startswith("dec-") for event in failed)
+    assert seen[200] > 3, seen
+    assert seen[502] + seen[503] + seen[504] > 20
 
 
 # ── what was found ───────────────────────────────────────────────────────────
