@@ -159,6 +159,19 @@ def test_logits_do_not_depend_on_width_companions_or_reach(gpu, dtype, kind):
             assert torch.equal(logits, whole[4 + feed.slot - feed.want : 4 + feed.slot])
 
 
+def test_places_may_be_columns_of_a_table(device):
+    """As whoever keeps a row of numbers for each answer hands them in."""
+    kind = torch.bfloat16 if device.type == "cuda" else torch.float64
+    model = model_of(device, kind)
+    for row in range(4):
+        model.forward([Feed(model.open(), 0, list(range(row + 3)), 0)])
+    table = torch.tensor([[3, 6, 2], [0, 3, 1], [2, 5, 2]], device=device)
+    tokens = torch.tensor([[1, 2], [3, 0], [4, 5]], device=device)
+    one = model.masked(tokens, table[:, 0], table[:, 1], table[:, 2], reach=64)
+    other = model.masked(tokens, *(table[:, at].clone() for at in range(3)), reach=64)
+    assert torch.equal(one, other)
+
+
 def test_a_family_without_fused_layers_runs_its_own_in_graphs(gpu):
     network = other_network("mistral", sliding_window=None).to(gpu)
     narrow, packed = (LanguageModel(network, name="mistral", slots=3, narrow=each) for each in (True, False))

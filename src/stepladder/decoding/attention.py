@@ -83,7 +83,7 @@ class Packed:
                 attn_mask=self._mask(span, group, query),
                 scale=scale,
             )
-            result[0, first:last] = found.view(heads, count, value_width).transpose(0, 1)
+            result[0, first:last] = found.reshape(heads, count, value_width).transpose(0, 1)
         return result
 
     def _mask(self, span: Span, group: int, query: torch.Tensor) -> torch.Tensor | None:

@@ -270,6 +270,8 @@ class LanguageModel:
         those of padding mean nothing. Nothing is checked, and lengths are the caller's to tell with ``wrote``.
         """
         if self._fused is not None:
+            # Kernels read them one behind another; those of a round or of a rectangle already are.
+            slots, starts, widths = slots.contiguous(), starts.contiguous(), widths.contiguous()
             return self._fused.logits(tokens, Places(slots, starts, widths, tokens.shape[1], reach), self.vocab)
         columns = torch.arange(tokens.shape[1], device=tokens.device)
         positions = starts[:, None] + columns

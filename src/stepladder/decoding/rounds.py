@@ -97,9 +97,10 @@ class Rounds:
         rows = above(len(answers), ROWS)
         reach = reach_for(max(len(answer.tokens) for answer in answers) + length, self._context)
         captured = self._captured(rows, length, reach)
-        told = [number for answer in answers for number in _told(answer, drafts=length > 0)]
+        empty = [0] * (rows - len(answers))
+        told = zip(*(_told(answer, drafts=length > 0) for answer in answers), strict=True)
         with torch.inference_mode():
-            captured.fill(0, told + [0] * TOLD * (rows - len(answers)))
+            captured.fill(0, [number for numbers in told for number in (*numbers, *empty)])
             if chance is not None and not self.sampling.greedy:
                 drawn = [chance() for _ in range(len(answers) * (2 * length + 1))]
                 captured.fill(1, drawn + [0.0] * (2 * length + 1) * (rows - len(answers)))
@@ -164,13 +165,13 @@ class Rounds:
     @torch.inference_mode()
     def _compute(self, told: Tensor, chance: Tensor, *, rows: int, length: int, reach: int) -> Tensor:
         """(rows, 2 + 2 · length): drafts kept, the token behind them, the drafts, and how sure each was."""
-        told, chance = told.view(rows, TOLD), chance.view(rows, 2 * length + 1)
+        told, chance = told.view(TOLD, rows), chance.view(rows, 2 * length + 1)
         drafts, laws, sure = self._drafted(told, chance[:, :length], min(reach, self._reach(DRAFTER)))
         logits = self.target.masked(
-            torch.cat([told[:, 1:2], drafts], 1),
-            told[:, 5],
-            told[:, 6],
-            told[:, 7] * (length + 1),
+            torch.cat([told[1][:, None], drafts], 1),
+            told[5],
+            told[6],
+            told[7] * (length + 1),
             reach=min(reach, self._reach(TARGET)),
         )
         judged = self._matched if self.sampling.greedy else self._judged
@@ -188,8 +189,8 @@ class Rounds:
         laws: list[Tensor] = []
         sure: list[Tensor] = []
         if length and self.drafter is not None:
-            slots, starts, widths, position, live = told[:, 2], told[:, 3], told[:, 4], told[:, 6], told[:, 7]
-            first = torch.where(widths[:, None] == 2, told[:, :2], told[:, 1:2])
+            before, last, slots, starts, widths, _, position, live = told.unbind(0)
+            first = torch.stack([torch.where(widths == 2, before, last), last], 1)
             logits = self.drafter.masked(first, slots, starts, widths, reach=reach)
             logits = logits[torch.arange(rows, device=told.device), (widths - 1).clamp(min=0)]
             for place in range(length):
