@@ -15,7 +15,6 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import aiohttp
@@ -236,12 +235,11 @@ def made(trace: Mapping[str, Any]) -> list[tuple[str, str | None]]:
 # ── the matrix ───────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("alone", [True, False], ids=["alone", "with another"])
 @pytest.mark.parametrize("way", WAYS)
-async def test_whatever_a_server_does(way: str, alone: bool) -> None:
+async def test_whatever_a_server_does(way: str) -> None:
     async with house() as served:
-        for mode, stream in product(("route", "cascade"), (False, True)):
-            with case(mode, "stream" if stream else "whole"):
+        for alone, mode, stream in product((True, False), ("route", "cascade"), (False, True)):
+            with case("alone" if alone else "with another", mode, "stream" if stream else "whole"):
                 async with town(served, way, mode, alone=alone) as place:
                     await expect(place, way, mode, stream=stream, alone=alone)
 
@@ -329,7 +327,7 @@ async def expect_an_answer(place: Town, way: str, stream_mode: str | None) -> No
 
 # ── clients that leave ───────────────────────────────────────────────────────
 
-TRIES = 10
+TRIES = 6
 LEAVING = [
     pytest.param("never", {"mode": "route"}, False, id="route, whole answer"),
     pytest.param("never", {"mode": "route"}, True, id="route, before the stream"),
@@ -366,7 +364,7 @@ async def test_a_client_that_leaves_takes_the_call_along(
         assert not place.good.bodies
     told = " ".join(f"{1000 * each:.1f}" for each in sorted(took))
     sys.stdout.write(f"\n{request.node.callspec.id}: ms until the server was left: {told}\n")
-    assert median(took) < LEFT_S
+    assert max(took) < LEFT_S
 
 
 async def leave(place: Town, more: dict[str, Any], *, reads: bool) -> float:
