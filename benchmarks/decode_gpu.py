@@ -273,15 +273,15 @@ def acceptance(pair: Pair, sampling: Sampling, prompts: Sequence[list[int]], len
 
 def dialled(pair: Pair, alpha: float, sampling: Sampling, prompts: Sequence[list[int]]) -> dict[str, float]:
     """Set the share of the further layers so that acceptance comes near to what is asked; what it came to."""
-    low, high = 0.0, 4.0
+    low, high = 1e-3, 4.0
     share, found = 0.0 if alpha >= 1 else high, 0.0
-    for _ in range(9):
+    for _ in range(12):
         pair.dial(share)
         found = acceptance(pair, sampling, prompts)
         if abs(found - alpha) < 0.02 or alpha >= 1:
             break
         low, high = (low, share) if found < alpha else (share, high)
-        share = (low + high) / 2
+        share = (low * high) ** 0.5
     return {"asked": alpha, "share": share, "found": round(found, 4)}
 
 
@@ -347,7 +347,7 @@ def compare(
     sampling, chance = Sampling(temperature), random.Random(7)
     vocab = pair.target.vocab
     prompts = [[chance.randrange(vocab) for _ in range(args.prompt)] for _ in range(args.prompts)]
-    extra = [[chance.randrange(vocab) for _ in range(args.prompt)] for _ in range(3)]
+    extra = [[chance.randrange(vocab) for _ in range(args.prompt)] for _ in range(6)]
     dials = [dialled(pair, alpha, sampling, extra) for alpha in alphas]
     arms, adaptive = arms_of(pair, args, times, sampling, alphas)
     failed: dict[str, str] = {}
@@ -358,6 +358,12 @@ def compare(
         except Exception as error:  # noqa: BLE001 - an arm of somebody else's that does not run here is told as such
             failed[arm.name] = f"{type(error).__name__}: {str(error)[:200]}"
             arms.remove(arm)
+    late = Rounds(pair.target, pair.drafter, sampling=sampling)
+    for missed in (3, 6, 12, 24, 48, 96):  # a drafter that is taken up late reads what was written without it
+        answer = late.open(extra[1])
+        for length in (*[0] * missed, min(args.lengths)):
+            late.round([answer], length, chance.random)
+        late.close(answer)
     adaptive.__init__(times, [pair.drafter.parameters, pair.target.parameters], max(args.lengths),  # type: ignore[misc]
                       greedy=sampling.greedy)  # fmt: skip
     for index, prompt in enumerate(prompts):
@@ -378,6 +384,10 @@ def compare(
         found["best_static"] = best.name
         found["adaptive_against_best_static"] = interval(
             list(zip(best.seconds, by_name["own adaptive"].seconds, strict=True))
+        )
+        half = len(best.seconds) // 2
+        found["adaptive_against_best_static_second_half"] = interval(
+            list(zip(best.seconds[half:], by_name["own adaptive"].seconds[half:], strict=True))
         )
         found["adaptive_lengths"] = {str(k): v for k, v in sorted(adaptive.lengths.items())}
         found["bound"] = bound(best, times)
@@ -403,8 +413,8 @@ def show(title: str, found: dict[str, Any]) -> None:
                            if k.startswith("against"))  # fmt: skip
         counts = f"α {each.get('acceptance')}  τ {each.get('tokens_per_round')}  same {each.get('same_text_as_plain')}"
         sys.stdout.write(f"  {name:18} {each['tokens_per_s']:8.1f}/s  {counts}  {ratios}\n")
-    for key in ("failed", "best_static", "adaptive_against_best_static", "adaptive_lengths", "bound"):
-        if found.get(key):
+    for key in found:
+        if key not in {"dial", "arms"} and found[key]:
             sys.stdout.write(f"  {key}: {found[key]}\n")
     sys.stdout.flush()
 
