@@ -413,9 +413,9 @@ def show(title: str, found: dict[str, Any]) -> None:
                            if k.startswith("against"))  # fmt: skip
         counts = f"α {each.get('acceptance')}  τ {each.get('tokens_per_round')}  same {each.get('same_text_as_plain')}"
         sys.stdout.write(f"  {name:18} {each['tokens_per_s']:8.1f}/s  {counts}  {ratios}\n")
-    for key in found:
-        if key not in {"dial", "arms"} and found[key]:
-            sys.stdout.write(f"  {key}: {found[key]}\n")
+    for key, value in found.items():
+        if key not in {"dial", "arms"} and value:
+            sys.stdout.write(f"  {key}: {value}\n")
     sys.stdout.flush()
 
 
