@@ -140,10 +140,10 @@ async def _gone(reader: asyncio.StreamReader) -> None:
 
 
 @asynccontextmanager
-async def serving(way: Way, *, backlog: int = 100) -> AsyncGenerator[Server, None]:
+async def serving(way: Way) -> AsyncGenerator[Server, None]:
     """Misbehave in this way on a free port, while the block lasts."""
     made = Server(way)
-    server = await asyncio.start_server(made.connected, "127.0.0.1", 0, backlog=backlog)
+    server = await asyncio.start_server(made.connected, "127.0.0.1", 0)
     made.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
     try:
         yield made
