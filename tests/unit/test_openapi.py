@@ -119,6 +119,7 @@ async def test_faults_are_as_described(kind: str) -> None:
     [
         (QUESTION, True),
         ({**QUESTION, "anything": [1], "stepladder": {"lambda": 1, "stream_mode": "restart"}}, True),
+        ({**QUESTION, "stepladder": {"lambda": None, "explain": None, "min_stage": None, "mode": None}}, True),
         ({**QUESTION, "stepladder": {"lamda": 1}}, False),
         ({**QUESTION, "stepladder": {"hold_back": 0}}, False),
         ({**QUESTION, "stream": "yes"}, False),

@@ -205,6 +205,12 @@ def block(names: Names) -> Schema:
     }
 
 
+def _or_null(schema: Schema) -> Schema:
+    """The same object where each of its fields may be null, which is as if it were not there. Headers cannot be."""
+    either = {name: {"oneOf": [inner, {"type": "null"}]} for name, inner in schema["properties"].items()}
+    return {**schema, "properties": either}
+
+
 def _requests(names: Names) -> Schema:
     shared = {
         "model": {"type": ["string", "null"], "description": f"`{names.model}`, a preset of it, or a stage"},
@@ -215,7 +221,7 @@ def _requests(names: Names) -> Schema:
     tokens: Schema = {"type": "array", "items": _COUNT, "minItems": 1}
     prompts = {"type": "array", "minItems": 1, "items": {"oneOf": [_TEXT, tokens]}}
     return {
-        "Dials": block(names),
+        "Dials": _or_null(block(names)),
         "ChatRequest": _object(
             {"messages": {"type": "array", "minItems": 1, "items": _ref("Message")}, **shared}, required=("messages",)
         ),
