@@ -427,8 +427,8 @@ SERVE = """
 import sys
 sys.path[:0] = {path!r}
 from gateway_fakes import world
-from stepladder.gateway.server import serve
-serve(world(manage_router=True).app, port={port})
+from stepladder.gateway.server import Plain, serve
+serve(Plain(world(manage_router=True).app), port={port})
 print("closed in order")
 """
 
@@ -468,7 +468,7 @@ CUT = """
 import asyncio, sys
 sys.path[:0] = {path!r}
 from gateway_fakes import attempt, world
-from stepladder.gateway.server import serve
+from stepladder.gateway.server import Drain, Plain, serve
 from stepladder.types import Delta
 
 async def hangs(request, stage):
@@ -484,7 +484,7 @@ made = world(hangs, manage_router=True)
 written = []
 append, close = made.store.append, made.store.close
 made.store.append = lambda trace: (append(trace), written.append(made.store.closed))
-serve(made.app, port={port}, grace_s={grace})
+serve(Plain(made.app), port={port}, drain=Drain({grace}))
 print(*[(trace.fault.kind, closed) for trace, closed in zip(made.store.traces, written)])
 """
 
@@ -524,7 +524,7 @@ SLOW_START = """
 import asyncio, sys
 sys.path[:0] = {path!r}
 from gateway_fakes import world
-from stepladder.gateway.server import serve
+from stepladder.gateway.server import Plain, serve
 
 made = world(manage_router=True)
 
@@ -533,7 +533,7 @@ async def start():
     await asyncio.Event().wait()
 
 made.engine.start = start
-serve(made.app, port=0, ready=lambda url: print("ready"))
+serve(Plain(made.app), port=0, ready=lambda url: print("ready"))
 print("closed", made.engine.closed > 0, made.store.closed > 0)
 """
 
