@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import socket
 import struct
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
+
+import pytest
 
 DRIP_S = 0.01
 LARGE = 10 * 2**20
@@ -155,6 +159,30 @@ async def serving(way: Way) -> AsyncGenerator[Server, None]:
                 task.cancel()
             await asyncio.wait(left)
         await server.wait_closed()
+
+
+# ── what is left over ────────────────────────────────────────────────────────
+
+
+def sockets(process: int | str = "self") -> int:
+    """Sockets that a process holds."""
+    count = 0
+    for path in Path(f"/proc/{process}/fd").iterdir():
+        try:
+            count += os.readlink(path).startswith("socket:")  # noqa: PTH115 - it leads to no path
+        except OSError:
+            continue  # closed meanwhile
+    return count
+
+
+async def until(holds: Callable[[], object], told: Callable[[], object]) -> None:
+    """Wait until it is so; fails where it takes too long, with what is told then."""
+    try:
+        async with asyncio.timeout(10):
+            while not holds():  # noqa: ASYNC110 - what happens in other tasks and on sockets has no event
+                await asyncio.sleep(0.01)
+    except TimeoutError:
+        pytest.fail(f"left over: {told()}")
 
 
 # ── what is said ─────────────────────────────────────────────────────────────

@@ -7,14 +7,12 @@ socket, no call in flight. And a client that leaves: the server behind is left a
 from __future__ import annotations
 
 import asyncio
-import os
 import sys
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -26,7 +24,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 import misbehaving
 from gateway_fakes import ClimbPolicy
-from misbehaving import LARGE, WAYS, Server
+from misbehaving import LARGE, WAYS, Server, sockets, until
 from stepladder import config
 from stepladder.build import build
 from stepladder.gateway.app import create_app
@@ -144,26 +142,6 @@ class Town:
     def tasks(self) -> set[asyncio.Task[Any]]:
         """What runs, but for the servers behind."""
         return asyncio.all_tasks() - self.bad.tasks - self.good.tasks
-
-
-def sockets() -> int:
-    """Sockets that this process holds."""
-    count = 0
-    for path in Path("/proc/self/fd").iterdir():
-        try:
-            count += os.readlink(path).startswith("socket:")  # noqa: PTH115 - it leads to no path
-        except OSError:
-            continue  # the descriptor that lists the others
-    return count
-
-
-async def until(holds: Callable[[], object], told: Callable[[], object]) -> None:
-    try:
-        async with asyncio.timeout(5):
-            while not holds():  # noqa: ASYNC110 - what happens in other tasks and on sockets has no event
-                await asyncio.sleep(0.002)
-    except TimeoutError:
-        pytest.fail(f"left over: {told()}")
 
 
 class Switch:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import random
 import sys
 from collections import Counter
@@ -24,7 +23,7 @@ import pytest
 import misbehaving
 from gateway_child import child
 from gateway_fakes import world
-from misbehaving import WAYS, Caller, good, is_busy, is_large
+from misbehaving import WAYS, Caller, good, is_busy, is_large, sockets, until
 from stepladder import config
 from stepladder.build import build
 from stepladder.cli.serve import connection_limits, gateway_settings, make_gate
@@ -470,31 +469,11 @@ async def gateway(folder: Path) -> AsyncGenerator[Place, None]:
         yield place
 
 
-def sockets(process: int | str = "self") -> int:
-    """Sockets that a process holds."""
-    count = 0
-    for path in Path(f"/proc/{process}/fd").iterdir():
-        try:
-            count += os.readlink(path).startswith("socket:")  # noqa: PTH115 - it leads to no path
-        except OSError:
-            continue  # closed meanwhile
-    return count
-
-
-async def until(holds: Callable[[], bool], told: Callable[[], object]) -> None:
-    try:
-        async with asyncio.timeout(10):
-            while not holds():  # noqa: ASYNC110 - what happens in other tasks and on sockets has no event
-                await asyncio.sleep(0.01)
-    except TimeoutError:
-        pytest.fail(f"left over: {told()}")
-
-
 async def test_nothing_that_is_sent_hangs_breaks_or_leaks(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async with gateway(tmp_path) as place:
         assert place.watch is not None
         await answers(place.port)
-        await until(lambda: sum("_cut_off" in str(task) for task in asyncio.all_tasks()) == 0, asyncio.all_tasks)
+        await until(lambda: not place.watch.in_flight, lambda: "a request under way")  # type: ignore[union-attr]
         tasks, held = asyncio.all_tasks(), sockets()
         tally = await fuzz(place.port, 300, seed=6)
         await until(lambda: asyncio.all_tasks() <= tasks, lambda: asyncio.all_tasks() - tasks)

@@ -37,7 +37,7 @@ OPERATIONS = [
     ("get", "/ready"),
     ("get", "/metrics"),
 ]
-FEW, MANY = 15, 400
+FEW, MANY = 10, 400
 
 
 @pytest.fixture(scope="module")
