@@ -41,7 +41,7 @@ class Wrote:
 class Rounds:
     """Answers of ``target``, with drafts of ``drafter`` where there is one, all sampled alike.
 
-    Both models are on one device and give logits of the same vocabulary. ``graphs`` False runs everything unrecorded.
+    Both models are on one device and give logits of the same vocabulary. ``reason`` says why rounds are not captured.
     Not safe for more than one thread. Raises EngineError for models that do not fit together.
     """
 
