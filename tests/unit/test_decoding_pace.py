@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from decoding_simulator import Text, World, flat, linear, steady, stepped
 from stepladder.decoding.acceptance import NGRAM
 from stepladder.decoding.controller import Planner
-from stepladder.decoding.pace import CURVE, Rounds, rounds_of_answer
+from stepladder.decoding.pace import CURVE, Answers, Rounds
 from stepladder.decoding.planner_settings import PlannerSettings
 
 reaches = st.lists(st.floats(0.0, 1.0), max_size=6).map(lambda found: [1.0, *sorted(found, reverse=True)])
@@ -33,25 +33,26 @@ def enumerated(left: int, shares: list[float]) -> Iterator[tuple[float, int]]:
 def test_the_rounds_of_an_answer_are_those_of_every_way_to_write_it(reach: list[float], tokens: int) -> None:
     shares = [low - high for low, high in zip(reach, [*reach[1:], 0.0], strict=True)]
     expected = sum(chance * rounds for chance, rounds in enumerated(tokens, shares))
-    assert rounds_of_answer(tokens, reach) == pytest.approx(expected)
+    assert Answers(reach).rounds(tokens) == pytest.approx(expected)
 
 
 @given(reach=reaches, tokens=st.floats(0.0, 300.0), more=st.floats(0.0, 50.0))
 def test_longer_answers_take_more_rounds_and_none_takes_more_than_its_tokens(
     reach: list[float], tokens: float, more: float
 ) -> None:
-    fewer, rounds = rounds_of_answer(tokens, reach), rounds_of_answer(tokens + more, reach)
+    answers = Answers(reach)
+    fewer, rounds = answers.rounds(tokens), answers.rounds(tokens + more)
     assert fewer <= rounds + 1e-9
     assert tokens / len(reach) - 1e-9 <= fewer <= max(tokens, 1.0) + 1e-9
 
 
 def test_beyond_the_curve_a_round_writes_its_mean() -> None:
     reach = [1.0, 0.8, 0.64]
-    slope = rounds_of_answer(CURVE + 200, reach) - rounds_of_answer(CURVE + 100, reach)
+    answers = Answers(reach)
+    slope = answers.rounds(CURVE + 200) - answers.rounds(CURVE + 100)
     assert slope == pytest.approx(100 / sum(reach))
-    assert rounds_of_answer(CURVE, reach) - rounds_of_answer(CURVE - 1, reach) == pytest.approx(
-        1 / sum(reach), rel=1e-3
-    )
+    slope = answers.rounds(CURVE) - answers.rounds(CURVE - 1)
+    assert slope == pytest.approx(1 / sum(reach), rel=1e-3)
 
 
 def learned(alpha: float, length: int, answer: int, *, blind: bool, answers: int = 3000) -> float:
@@ -83,28 +84,6 @@ def test_what_was_never_seen_is_what_was_foreseen_and_is_outweighed_by_what_was(
         rounds.observe(3, 1.0, ended=False)
     assert rounds.reach([1.0, 0.5, 0.25])[2] > 0.9
     assert rounds.seconds(3.0) == pytest.approx(1.0, abs=0.1)
-
-
-def test_answers_that_are_not_alike_are_counted_by_whole_ones() -> None:
-    """Behind a long round comes another, in an easy answer: rounds that forget what answer they are in miss that."""
-    chance, rounds = random.Random(2), Rounds()
-    told = blind = took = 0.0
-    for turn in range(2000):
-        alpha, left, count = chance.choice((0.3, 0.97)), 9, 0
-        while left:
-            kept = 0
-            while kept < 6 and chance.random() < alpha:
-                kept += 1
-            wrote = min(kept + 1, left)
-            left, count = left - wrote, count + 1
-            rounds.observe(wrote, 1.0, ended=not left)
-        rounds.answered(9, count)
-        if turn >= 1000:
-            took += count
-            told += rounds.of_answer(9, [1.0])
-            blind += rounds_of_answer(9, rounds.reach([1.0]))
-    assert told / took == pytest.approx(1.0, abs=0.05)
-    assert abs(blind / took - 1.0) > 0.05
 
 
 # ── forecasts of whole answers ───────────────────────────────────────────────

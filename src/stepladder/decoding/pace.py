@@ -24,9 +24,6 @@ ROUNDS_MEMORY = 200.0
 ROUNDS_PULL = 4.0
 """Rounds of a chain that its tokens and times are taken from, and those that the forecast without them counts for."""
 
-ANSWERS_MEMORY = 100.0
-"""Whole answers over which their rounds are compared to those foreseen."""
-
 CURVE = 64
 """Tokens up to which the rounds of an answer are counted one by one; beyond, a round writes what it does on average."""
 
@@ -147,8 +144,7 @@ class Rounds:
         self._stopped: list[float] = []
         self._seconds = 0.0
         self._count = 0.0
-        self._answers = [0.0, 0.0]
-        self._foreseen: Sequence[float] = ()
+        self._known: tuple[tuple[float, ...], Answers] | None = None
 
     def observe(self, tokens: int, seconds: float, *, ended: bool) -> None:
         """A round wrote ``tokens`` ≥ 1; where the answer ``ended`` with it, it was not free to go on."""
@@ -161,23 +157,13 @@ class Rounds:
             self._stopped[tokens - 1] += 1.0
         self._seconds = self._seconds * keep + seconds
         self._count = self._count * keep + 1.0
-
-    def answered(self, tokens: int, rounds: int) -> None:
-        """A whole answer took so many rounds, all of this chain.
-
-        Answers are not alike: in an easy one a long round follows on a long one, and its end cuts longer rounds than a
-        hard one's does. Rounds one by one know nothing of that; those of whole answers tell what it comes to.
-        """
-        keep = 1.0 - 1.0 / ANSWERS_MEMORY
-        foreseen = rounds_of_answer(tokens, self.reach(self._foreseen))
-        for place, amount in enumerate((float(rounds), foreseen)):
-            self._answers[place] = self._answers[place] * keep + amount
+        self._known = None
 
     def of_answer(self, tokens: float, foreseen: Sequence[float]) -> float:
-        """Expected rounds of an answer, as ``rounds_of_answer``, corrected by what whole answers took."""
-        self._foreseen = foreseen
-        took, told = self._answers
-        return rounds_of_answer(tokens, self.reach(foreseen)) * (took + ROUNDS_PULL) / (told + ROUNDS_PULL)
+        """Expected rounds of an answer (``Answers``); ``foreseen`` as in ``reach``."""
+        if self._known is None or self._known[0] != tuple(foreseen):
+            self._known = (tuple(foreseen), Answers(self.reach(foreseen)))
+        return self._known[1].rounds(tokens)
 
     def reach(self, foreseen: Sequence[float]) -> list[float]:
         """A_0 … A_n: the chance that a round writes more than k tokens, held towards the one foreseen."""
@@ -195,18 +181,25 @@ class Rounds:
         return (self._seconds + ROUNDS_PULL * foreseen) / (self._count + ROUNDS_PULL)
 
 
-def rounds_of_answer(tokens: float, reach: Sequence[float]) -> float:
-    """N(L): expected rounds until an answer of L tokens is whole, the last round cut where the answer ends.
+class Answers:
+    """Expected rounds until an answer of so many tokens is whole, its last round cut where the answer ends.
 
     N(R) = 1 + Σ_{n<R} P(n)·N(R − n), P(n) = A_{n−1} − A_n from ``reach``; N(0) = 0. Between whole numbers of tokens,
     and beyond ``CURVE``, it is linear; a draft that holds the end is kept or not like any other, and no token is drawn
     behind the end, so that n = R and all n beyond it are one case.
     """
-    shares = [low - high for low, high in zip(reach, [*reach[1:], 0.0], strict=True)]
-    counts = [0.0]
-    for left in range(1, min(int(tokens) + 1, CURVE) + 1):
-        counts.append(1.0 + sum(share * counts[left - n] for n, share in enumerate(shares[: left - 1], start=1)))
-    whole = min(int(tokens), len(counts) - 1)
-    if whole + 1 < len(counts):
-        return counts[whole] + (tokens - whole) * (counts[whole + 1] - counts[whole])
-    return counts[-1] + (tokens - whole) / sum(reach)
+
+    def __init__(self, reach: Sequence[float]) -> None:
+        shares = [low - high for low, high in zip(reach, [*reach[1:], 0.0], strict=True)]
+        self._mean = sum(reach)
+        self._counts = [0.0]
+        for left in range(1, CURVE + 1):
+            further = sum(share * self._counts[left - n] for n, share in enumerate(shares[: left - 1], start=1))
+            self._counts.append(1.0 + further)
+
+    def rounds(self, tokens: float) -> float:
+        """N(tokens)."""
+        whole = min(int(tokens), CURVE)
+        if whole == CURVE:
+            return self._counts[CURVE] + (tokens - CURVE) / self._mean
+        return self._counts[whole] + (tokens - whole) * (self._counts[whole + 1] - self._counts[whole])
