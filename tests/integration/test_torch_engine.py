@@ -22,6 +22,7 @@ from stepladder.build import build
 from stepladder.decoding.gguf_file import GGUFFile
 from stepladder.decoding.loading import Wanted
 from stepladder.decoding.memory import GIB, Need
+from stepladder.decoding.tokenizer import Tokenizer
 from stepladder.engines import torch_models
 from stepladder.engines.torch import TorchEngine
 from stepladder.engines.torch_settings import read_settings
@@ -385,6 +386,49 @@ def _break(monkeypatch: pytest.MonkeyPatch, source: str, method: str) -> None:
 
     monkeypatch.setattr(torch_models, "look", broken_look)
     monkeypatch.setattr(Head, "load", broken_load)
+
+
+async def test_a_prompt_is_split_into_tokens_beside_the_loop(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(top=TEXT)
+    split, go_on, real = asyncio.Event(), threading.Event(), Tokenizer.chat
+    loop, top = asyncio.get_running_loop(), stage("top", total_timeout_s=30.0)
+
+    def slow(self: Tokenizer, messages: Any) -> list[int]:
+        loop.call_soon_threadsafe(split.set)
+        assert go_on.wait(20), "the loop was held up"
+        return real(self, messages)
+
+    monkeypatch.setattr(Tokenizer, "chat", slow)
+    async with running(top) as engine:
+        asked = asyncio.create_task(attempt(engine, top, ask()))
+        await split.wait()
+        go_on.set()
+        assert read(await asked) == TEXT
+        for event in (split, go_on):
+            event.clear()
+        leaving, late = (asyncio.create_task(attempt(engine, top, ask())) for _ in range(2))
+        await split.wait()
+        leaving.cancel()
+        closing = asyncio.create_task(engine.close())
+        await asyncio.sleep(0.05)
+        go_on.set()
+        await closing
+        with pytest.raises(EngineError, match="was closed"):
+            await late
+        assert leaving.cancelled() or (await asyncio.wait((leaving,)) and leaving.cancelled())
+    assert threads() == 0
+
+
+async def test_time_may_run_out_while_a_prompt_is_split(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(top=TEXT)
+    go_on, top = threading.Event(), stage("top", total_timeout_s=0.2)
+    monkeypatch.setattr(Tokenizer, "chat", lambda *_: go_on.wait(20) and [1])
+    async with running(top) as engine:
+        found = await attempt(engine, top, ask())
+        go_on.set()
+    assert found.fault is not None
+    assert found.fault.kind == "timeout"
+    assert "no tokens of the prompt" in found.fault.message
 
 
 async def test_models_are_loaded_once_however_many_ask_and_leave(

@@ -204,9 +204,10 @@ class TorchEngine:
                     async with deadline.waiting("no free place"):
                         await place.acquire()
                     held.callback(place.release)
+                async with deadline.waiting("no tokens of the prompt"):
+                    answering = await self._answering(request, settings, running, draft)
                 if self._at_work(stage) is not running:
                     raise EngineError(f"stage '{stage.name}': the engine was closed")
-                answering = self._answering(request, settings, running, draft)
             except EngineError:
                 raise
             except (StepladderError, WireError) as error:
@@ -240,10 +241,14 @@ class TorchEngine:
             if isinstance(event, Attempt):
                 return
 
-    def _answering(self, request: Request, settings: Settings, running: _Running, draft: Attempt | None) -> Answering:
+    async def _answering(
+        self, request: Request, settings: Settings, running: _Running, draft: Attempt | None
+    ) -> Answering:
+        """In a thread: a long prompt takes a while to be split into tokens, and others hold the tokenizer's lock."""
         from stepladder.engines.torch_answer import begin
 
-        return begin(
+        return await asyncio.to_thread(
+            begin,
             request,
             settings,
             row=running.row,
