@@ -364,7 +364,7 @@ async def test_a_stage_that_cannot_be_loaded_keeps_no_other_from_serving(
                 assert f"'{each.name}' cannot be loaded: " in found.fault.message
                 assert told in found.fault.message
             await engine.close()
-            assert "stage 'bad' cannot be served: it is gone" in caplog.text
+            assert "stage 'bad' cannot be served: OSError: it is gone" in caplog.text
             with pytest.raises(OSError, match="it is gone"):  # a start is strict
                 await engine.start()
             assert threads() == 0

@@ -151,7 +151,8 @@ class Answering:
             return NGRAM if key == NGRAM_KEY else names[key]
 
         pairs = tuple(
-            Drafting(name(drafter), name(target), *counts) for (drafter, target), counts in self.watch.counts.items()
+            Drafting(name(drafter), name(target), *counts)
+            for (drafter, target), counts in list(self.watch.counts.items())  # the worker may be adding to it
         )
         kept = self._kept() if self.draft else 0
         return Speculation(

@@ -140,7 +140,7 @@ class Chains:
     @property
     def usual(self) -> tuple[int, ...]:
         """The chain that most rounds ran with, the latest of equals; that of the plan where none did."""
-        latest = reversed(self.rounds.items())
+        latest = reversed(list(self.rounds.items()))  # a copy: who ran out of time asks from another thread
         return max(latest, key=lambda each: each[1])[0] if self.rounds else self.plan.chain
 
     def next(self) -> Verifier:

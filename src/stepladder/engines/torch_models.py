@@ -78,7 +78,7 @@ def load_row(settings: Sequence[Settings], *, probe: Probe = free_bytes) -> Row:
     if all(each.stage.name in failed for each in settings):
         raise next(iter(failed.values()))
     for name, error in failed.items():
-        LOG.error("stage '%s' cannot be served: %s", name, error)
+        LOG.error("stage '%s' cannot be served: %s: %s", name, type(error).__name__, error)
     return row
 
 
