@@ -109,10 +109,9 @@ def test_route_as_json(ladder, capsys):
     assert json.loads(capsys.readouterr().out)["steps"][0]["action"]["call"] == "low"
 
 
-def test_check_finds_nothing_wrong(ladder, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "250")  # a long temporary path would fold the line
+def test_check_finds_nothing_wrong(ladder, capsys):
     assert main(["check", ladder]) == 0
-    assert "nothing wrong found" in capsys.readouterr().out
+    assert "nothing wrong found" in " ".join(capsys.readouterr().out.split())  # a title is folded to its table's width
 
 
 def test_check_tells_every_problem_with_its_line(tmp_path, capsys):
