@@ -308,6 +308,7 @@ def main() -> int:
     parser.add_argument("--ladder", default="nano", help="nano, or a folder with the models that --stages names")
     parser.add_argument("--stages", default="", help="files or folders, cheapest first")
     parser.add_argument("--prompts", type=int, default=120)
+    parser.add_argument("--seed", type=int, default=2, help="of nano's prompts")
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--context", type=int, default=512)
     parser.add_argument("--temperatures", type=lambda text: [float(t) for t in text.split(",")], default=[0.0, 1.0])
@@ -324,7 +325,7 @@ def main() -> int:
     torch.set_num_threads(args.threads)
     row = load_row(read_settings(ladder(args)))
     if args.ladder == "nano":
-        texts = [task.prompt for task in generate("judged", args.prompts, seed=2)]
+        texts = [task.prompt for task in generate("judged", args.prompts, seed=args.seed)]
     else:
         texts = [QUESTIONS[i % len(QUESTIONS)] for i in range(args.prompts)]
     prompts = [row.tokenizer(len(row.models) - 1).chat([{"role": "user", "content": text}]) for text in texts]

@@ -161,6 +161,8 @@ class Text:
         self.spent = self.clean = self.reading = self.prompt = 0.0
         self.passes = 0
         self.written = 0
+        self.start = prompt
+        self.rounds: dict[tuple[int, ...], int] = {}
 
     def unread(self) -> dict[int, int]:
         return {stage: self.length - read for stage, read in self.read.items() if self.length - read > 4}
@@ -172,7 +174,9 @@ class Text:
     def took(self, tokens: int) -> Round:
         """The last round, as a planner is told of it."""
         passes = (self.spent - self.world.overhead, float(self.passes))
-        return Round(tokens, self.spent, passes, self.reading, self.prompt, self.is_over)
+        one = self.is_over and len(self.rounds) == 1
+        whole = (self.length - self.start, sum(self.rounds.values())) if one else (0, 0)
+        return Round(tokens, self.spent, passes, self.reading, self.prompt, self.is_over, whole)
 
     def round(self, plan: Plan, lengths: Sequence[int], stopping: Stopping | None = None) -> int:
         """Tokens that a round of the answering stage wrote."""
@@ -182,6 +186,7 @@ class Text:
         top = len(plan.chain) - 1
         wrote = self._round(plan.chain, lengths, top, 10**9, stopping)
         self.written += wrote
+        self.rounds[plan.chain] = self.rounds.get(plan.chain, 0) + 1
         return wrote
 
     def _pass(self, stage: int, want: int) -> None:

@@ -86,6 +86,30 @@ def test_what_was_never_seen_is_what_was_foreseen_and_is_outweighed_by_what_was(
     assert rounds.seconds(3.0) == pytest.approx(1.0, abs=0.1)
 
 
+@pytest.mark.parametrize("told_of", [True, False])
+def test_short_answers_and_long_ones_are_counted_by_their_like(told_of: bool) -> None:
+    """Short ones are hard here and long ones easy, turn by turn; the control is not told of whole answers."""
+    chance, rounds = random.Random(2), Rounds()
+    sums = {5: [0.0, 0.0], 40: [0.0, 0.0]}
+    for turn in range(1200):
+        size, alpha = ((5, 0.3), (40, 0.97))[turn % 2]
+        foreseen, left, count = rounds.of_answer(size, [1.0, 0.5, 0.3]), size, 0
+        while left:
+            kept = 0
+            while kept < 6 and chance.random() < alpha:
+                kept += 1
+            wrote = min(kept + 1, left)
+            left, count = left - wrote, count + 1
+            rounds.observe(wrote, 1.0, ended=not left)
+        if told_of:
+            rounds.answered(size, count)
+        if turn >= 400:
+            sums[size][0] += foreseen
+            sums[size][1] += count
+    errors = [abs(told / took - 1.0) for told, took in sums.values()]
+    assert max(errors) < 0.08 if told_of else max(errors) > 0.15
+
+
 # ── forecasts of whole answers ───────────────────────────────────────────────
 
 GRAMS = steady((NGRAM, 0, 0.2), (NGRAM, 1, 0.7), (0, 1, 0.5))

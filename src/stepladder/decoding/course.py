@@ -65,7 +65,8 @@ class Round:
     ``passes``: seconds and number of its passes, the prompt's included, each divided by the rows that shared it.
     ``ended``: the answer ended with it, by a token that ends answers or by the most that it may have. ``reading``: the
     part in which drafters read what they had skipped (a prompt), charged to trials; ``prompt``: in which the answering
-    stage read, which any chain would have taken. Neither says anything of the chain's pace.
+    stage read, which any chain would have taken. Neither says anything of the chain's pace. ``answer``: where the
+    answer ended, tokens and rounds of all of it if one chain wrote it from its beginning, else zeros.
     """
 
     tokens: int
@@ -74,6 +75,7 @@ class Round:
     reading: float = 0.0
     prompt: float = 0.0
     ended: bool = False
+    answer: tuple[int, int] = (0, 0)
 
 
 @dataclass(slots=True)
@@ -167,7 +169,10 @@ class Course:
             self.plain_at = self.tokens
         pace = max(0.0, seconds - reading - prompt)
         if not plan.probe:
-            self.rounds_of.setdefault(plan.chain, Rounds()).observe(tokens, pace, ended=took.ended)
+            rounds = self.rounds_of.setdefault(plan.chain, Rounds())
+            rounds.observe(tokens, pace, ended=took.ended)
+            if took.answer[1]:
+                rounds.answered(*took.answer)
         foreseen = self.foreseen.get(plan.chain)
         if foreseen is not None and (plan.plain or not plan.probe):
             self.speeds.setdefault(plan.chain, Speed()).observe(pace, tokens * foreseen)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import sqrt
+from math import log2, sqrt
 
 HOST_KEEP = 0.97
 """What a round leaves of the older ones in the measure of time beside passes."""
@@ -23,6 +24,9 @@ LATEST = 8
 ROUNDS_MEMORY = 200.0
 ROUNDS_PULL = 4.0
 """Rounds of a chain that its tokens and times are taken from, and those that the forecast without them counts for."""
+
+ANSWERS = 128
+"""Whole answers of a chain whose rounds are remembered."""
 
 CURVE = 64
 """Tokens up to which the rounds of an answer are counted one by one; beyond, a round writes what it does on average."""
@@ -144,6 +148,7 @@ class Rounds:
         self._stopped: list[float] = []
         self._seconds = 0.0
         self._count = 0.0
+        self._answers: deque[tuple[int, int]] = deque(maxlen=ANSWERS)
         self._known: tuple[tuple[float, ...], Answers] | None = None
 
     def observe(self, tokens: int, seconds: float, *, ended: bool) -> None:
@@ -159,11 +164,26 @@ class Rounds:
         self._count = self._count * keep + 1.0
         self._known = None
 
+    def answered(self, tokens: int, rounds: int) -> None:
+        """A whole answer took so many rounds, all of this chain."""
+        self._answers.append((tokens, rounds))
+
     def of_answer(self, tokens: float, foreseen: Sequence[float]) -> float:
-        """Expected rounds of an answer (``Answers``); ``foreseen`` as in ``reach``."""
+        """Expected rounds of an answer (``Answers``); ``foreseen`` as in ``reach``.
+
+        Short answers and long ones are answers to other questions, and drafts are not kept alike in them. So the count
+        is corrected by what answers of about the same length took: those within an octave, the nearer the more.
+        """
         if self._known is None or self._known[0] != tuple(foreseen):
             self._known = (tuple(foreseen), Answers(self.reach(foreseen)))
-        return self._known[1].rounds(tokens)
+        answers, place = self._known[1], log2(max(tokens, 1.0))
+        took = told = ROUNDS_PULL
+        for size, rounds in self._answers:
+            near = 1.0 - abs(log2(size) - place)
+            if near > 0.0:
+                took += near * rounds
+                told += near * answers.rounds(size)
+        return answers.rounds(tokens) * took / told
 
     def reach(self, foreseen: Sequence[float]) -> list[float]:
         """A_0 … A_n: the chance that a round writes more than k tokens, held towards the one foreseen."""

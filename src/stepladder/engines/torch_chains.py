@@ -193,10 +193,16 @@ class Chains:
         over = self._left() <= 0 or self.answer.tokens[-1] in self.ends
         passes = (self._passes[0], self._passes[1])
         seconds = max(SOME_S, self.timer() - self._began)
-        took = Round(tokens, seconds, passes, self._read[1], self._read[0], over)
+        took = Round(tokens, seconds, passes, self._read[1], self._read[0], over, self._whole() if over else (0, 0))
         with self.shared.lock:
             self.shared.planner.observe_round(self.plan, took, greedy=self.greedy, batch=self._rows)
             self._look_up(over)
+
+    def _whole(self) -> tuple[int, int]:
+        """Tokens and rounds of the answer where one chain wrote all of it."""
+        if self.given or len(self.rounds) != 1:
+            return 0, 0
+        return len(self.answer.tokens) - self.answer.prompt, sum(self.rounds.values())
 
     def _look_up(self, over: bool) -> None:
         """Tell the planner what n-grams would have drafted where they were not asked, but may be."""
