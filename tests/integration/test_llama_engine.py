@@ -505,7 +505,7 @@ def duplicate_tokens(folder: Path) -> Path:
     ("make", "told"),
     [
         (no_gguf, "is no GGUF file"),
-        (truncated, "cannot be loaded"),  # why is said by a thread of llama.cpp's, on busy machines after the end
+        (truncated, "not within the file bounds"),
         (duplicate_tokens, "SIGABRT"),
         (lambda folder: folder / "none.gguf", "No such file"),
         (lambda folder: folder, "Is a directory"),

@@ -29,6 +29,9 @@ PARENT_CHECK_S = 1.0
 ERRORS_ONLY = 1
 """llama.cpp's verbosity that prints why a file cannot be loaded, and nothing in ordinary work."""
 
+LAST_WORDS_S = 0.3
+"""llama.cpp writes its log in a thread of its own; who left at once would cut off why a file cannot be loaded."""
+
 
 def main() -> int:
     """Serve until stdin closes; the exit status is 0, or 1 where the model could not be loaded."""
@@ -41,6 +44,7 @@ def main() -> int:
     except ImportError as error:
         return _say(1, error=str(error), kind="import")
     except (RuntimeError, ValueError, OSError) as error:
+        time.sleep(LAST_WORDS_S)
         return _say(1, error=str(error), kind="load")
     _say(0, port=port)
     watcher.join()

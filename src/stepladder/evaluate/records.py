@@ -142,21 +142,18 @@ def _of_object(path: Path, place: str, values: Any) -> Record:
 
 
 def _csv(path: Path, columns: Sequence[str] | None) -> Iterator[Record]:
-    before = csv.field_size_limit(LONGEST_FIELD)
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             yield from _csv_rows(path, file, columns)
     except UnicodeDecodeError as error:
         raise UsageError(f"{path}: is no text in UTF-8: {error}") from error
-    finally:
-        csv.field_size_limit(before)
 
 
 def _csv_rows(path: Path, file: io.TextIOWrapper, columns: Sequence[str] | None) -> Iterator[Record]:
     reader = csv.reader(file, strict=True)
     begins = 1
     try:
-        for fields in reader:
+        while (fields := _next_row(reader)) is not None:
             place, begins = f"line {begins}", reader.line_num + 1
             if columns is None:
                 columns = _header(path, fields)
@@ -166,6 +163,18 @@ def _csv_rows(path: Path, file: io.TextIOWrapper, columns: Sequence[str] | None)
                 yield Record(path, place, dict(zip(columns, fields, strict=True)))
     except csv.Error as error:
         raise UsageError(f"{path}: line {begins}: is no CSV: {error}") from error
+
+
+def _next_row(rows: Iterator[list[str]]) -> list[str] | None:
+    """The next row, None behind the last. The bound is the whole process's: it is raised while a row is read alone.
+
+    A generator that held it raised between rows would leave it so where two files are read in turns.
+    """
+    before = csv.field_size_limit(LONGEST_FIELD)
+    try:
+        return next(rows, None)
+    finally:
+        csv.field_size_limit(before)
 
 
 def _header(path: Path, fields: Sequence[str]) -> Sequence[str]:
