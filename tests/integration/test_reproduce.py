@@ -51,6 +51,7 @@ def table(tmp_path_factory) -> Path:
     return out
 
 
+@pytest.mark.timeout(240)  # two whole runs, beside another process
 def test_nano_twice(table, tmp_path, capsys):
     asked = ["--outcomes", str(table), "--judged", "30"]
     assert reproduce(tmp_path / "one", *asked) == 0

@@ -23,6 +23,7 @@ from openai import AuthenticationError, OpenAI, PermissionDeniedError, RateLimit
 
 import openai_server
 from gateway_fakes import World, attempt, world
+from scripted_ladder import LADDER
 from stepladder import config
 from stepladder.build import build
 from stepladder.cli import serve as verb
@@ -302,26 +303,15 @@ def test_a_reload_cannot_take_the_keys_from_an_address_that_others_reach(tmp_pat
 
 # ── keys, with the official client and a real process ────────────────────────
 
-LADDER = """\
-[[stages]]
-name = "low"
-engine = "scripted"
-model = "a"
-cost = 1.0
-options = { reply = "from low" }
-
-[[stages]]
-name = "high"
-engine = "scripted"
-model = "b"
-cost = 3.0
-options = { reply = "from high" }
-
+SERVED = (
+    LADDER
+    + """
 [gateway]
 port = 0
 keys = "keys.toml"
 log = "off"
 """
+)
 
 
 @contextmanager
@@ -342,7 +332,7 @@ def process(folder: Path) -> Iterator[str]:
 
 
 def test_the_official_client_behind_keys_across_a_restart(tmp_path):
-    (tmp_path / "ladder.toml").write_text(LADDER, "utf-8")
+    (tmp_path / "ladder.toml").write_text(SERVED, "utf-8")
     limits = {"budget": "3/day", "stages": ("low",)}
     key = add_key(tmp_path / "keys.toml", "a", limits, now=0.0, chance=os.urandom)
     messages: Any = [{"role": "user", "content": "What is 2+2?"}]

@@ -11,35 +11,25 @@ from pathlib import Path
 import pytest
 from openai import OpenAI
 
+from scripted_ladder import LADDER
 from stepladder.traces.sqlite import SqliteTraceStore
 
-LADDER = """\
-[[stages]]
-name = "low"
-engine = "scripted"
-model = "a"
-cost = 1.0
-options = { reply = "from low" }
-
-[[stages]]
-name = "high"
-engine = "scripted"
-model = "b"
-cost = 3.0
-options = { reply = "from high" }
-
+SERVED = (
+    LADDER
+    + """
 [gateway]
 port = 0
 
 [traces]
 path = "traces.sqlite3"
 """
+)
 
 
 @pytest.fixture
 def served(tmp_path: Path):
     """(process, base URL) of a gateway; the process is ended by its own id."""
-    (tmp_path / "ladder.toml").write_text(LADDER, "utf-8")
+    (tmp_path / "ladder.toml").write_text(SERVED, "utf-8")
     command = [sys.executable, "-m", "stepladder", "serve", str(tmp_path / "ladder.toml")]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None

@@ -11,25 +11,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from scripted_ladder import LADDER
 from stepladder.cli import VERBS, main
 from stepladder.cli.ask import speculated, told_time
 from stepladder.types import Attempt, Drafting, Speculation
-
-LADDER = """\
-[[stages]]
-name = "low"
-engine = "scripted"
-model = "a"
-cost = 1.0
-options = { reply = "from low" }
-
-[[stages]]
-name = "high"
-engine = "scripted"
-model = "b"
-cost = 3.0
-options = { reply = "from high" }
-"""
 
 
 @pytest.fixture
