@@ -158,6 +158,14 @@ async def test_a_model_that_its_server_does_not_list(check: Callable[..., Any]) 
     assert "asks for the model 'm', which its server does not list (m0, m1, m2, m3, m4, …)" in err
 
 
+async def test_a_list_of_models_that_comes_in_many_pieces(check: Callable[..., Any]) -> None:
+    listed = {"data": [{"id": f"m{number}", "about": "x" * 500} for number in range(2000)]}
+    listed["data"].append({"id": "m", "max_model_len": 4096})
+    async with serving(Model(frozenset({"stream"}), listed)) as url:
+        _, _, err = await check(stage("low", url, 1.0))
+    assert "its server tells a context of 4096 tokens" in err
+
+
 async def test_a_context_that_is_told_and_not_declared(check: Callable[..., Any]) -> None:
     async with serving(Model(frozenset({"stream"}), {"data": [{"id": "m", "context_window": 77}]})) as url:
         _, _, err = await check(stage("low", url, 1.0))

@@ -14,6 +14,7 @@ from base64 import b64encode
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -102,13 +103,14 @@ async def probe(engine: Engine, stage: Stage, *, timeout_s: float = 30.0, target
     """Ask one stage for one token, then try what it can do. Each try has ``timeout_s`` seconds. Never raises for what
     the stage does; ``target`` is where its server is, for engines that have one."""
     listing = Listing() if target is None else await _listed(target, timeout_s)
-    first = await _asked(engine, stage, timeout_s, "Hi", max_tokens=1)
+    ask = partial(_asked, engine, stage, timeout_s)
+    first = await ask("Hi", max_tokens=1)
     if first.fault is not None:
         return Finding(stage, first.fault, listing=listing)
-    streamed = await _asked(engine, stage, timeout_s, "Count to five.", max_tokens=8, stream=True)
+    streamed = await ask("Count to five.", max_tokens=8, stream=True)
     shown: dict[Capability, Shown] = {"stream": _streams(streamed)}
     for name, trial in TRIALS.items():
-        shown[name] = await trial(lambda prompt, **params: _asked(engine, stage, timeout_s, prompt, **params))
+        shown[name] = await trial(ask)
     return Finding(stage, None, first.seconds, streamed.first_token_s, listing, shown)
 
 
@@ -221,10 +223,18 @@ async def _listed(target: Target, timeout_s: float) -> Listing:
             aiohttp.ClientSession(timeout=limits, trace_configs=[_timing(times)]) as session,
             session.get(f"{target.base_url}/models", headers=target.headers, allow_redirects=False) as response,
         ):
-            body = orjson.loads(await response.content.read(MAX_LIST_BYTES)) if response.status == 200 else None
+            body = orjson.loads(await _read(response)) if response.status == 200 else None
     except (aiohttp.ClientError, TimeoutError, ValueError):
         body = None
     return read_listing(body, target.model, times.get("connected"))
+
+
+async def _read(response: aiohttp.ClientResponse) -> bytes:
+    """The body, cut at ``MAX_LIST_BYTES``; one call of ``read`` gives what has come so far and no more."""
+    body = b""
+    while len(body) < MAX_LIST_BYTES and (piece := await response.content.read(MAX_LIST_BYTES - len(body))):
+        body += piece
+    return body
 
 
 def read_listing(body: Any, model: str, connect_s: float | None = None) -> Listing:

@@ -110,7 +110,7 @@ class SqliteTraceStore:
         """
         self.flush()
         with self._telling("cannot be used"), closing(connect(self.path, read_only=True)) as db:
-            first = after or _before(db, since)
+            first = after or (_before(db, since) if since > 0 else 0)
             rows = _page(db.execute(_SCAN, (first, since, until, stage, stage, limit)))
         return tuple(Stored(seq, decode(orjson.loads(body))) for seq, _, body in rows)
 
@@ -194,9 +194,13 @@ class SqliteTraceStore:
 
 
 def _before(db: sqlite3.Connection, since: float) -> int:
-    """The number just below that of every trace made from ``since`` on; found in the index by time alone."""
-    (first,) = db.execute("SELECT min(seq) FROM traces WHERE created_at >= ?", (since,)).fetchone()
-    return 0 if first is None else int(first) - 1
+    """The number just below that of every trace made from ``since`` on, or the last where there is none.
+
+    The plus has SQLite look in the index by time; for the bare column's minimum it would walk through the table.
+    """
+    query = "SELECT coalesce(min(+seq) - 1, (SELECT max(seq) FROM traces), 0) FROM traces WHERE created_at >= ?"
+    (first,) = db.execute(query, (since,)).fetchone()
+    return int(first)
 
 
 def _page(rows: sqlite3.Cursor) -> list[tuple[int, float, bytes]]:
