@@ -167,8 +167,10 @@ def _running_engine(name: str, stages: tuple[Stage, ...], reuse: Router | None) 
     An engine may name, in an attribute ``ignores``, fields of a stage that it was not made from: it is handed the stage
     with each call. A file that was replaced under the same name is not seen.
     """
-    before = () if reuse is None else tuple(each for each in reuse.parts.ladder.stages if each.engine == name)
-    if reuse is None or not before:
+    if reuse is None:
+        return None
+    before = tuple(each for each in reuse.parts.ladder.stages if each.engine == name)
+    if not before:
         return None
     engine = reuse.parts.engines[before[0].name]
     ignored: frozenset[str] = getattr(engine, "ignores", frozenset())
@@ -177,10 +179,7 @@ def _running_engine(name: str, stages: tuple[Stage, ...], reuse: Router | None) 
 
 
 def _without(stages: tuple[Stage, ...], ignored: frozenset[str]) -> list[dict[str, Any]]:
-    return [
-        {key: getattr(stage, key) for key in (field.name for field in fields(Stage)) if key not in ignored}
-        for stage in stages
-    ]
+    return [{f.name: getattr(stage, f.name) for f in fields(Stage) if f.name not in ignored} for stage in stages]
 
 
 def make_guard(settings: Settings, ladder: Ladder, engines: Mapping[str, Engine], reuse: Router | None = None) -> Gates:
@@ -453,11 +452,10 @@ def _wrong_contexts(settings: Settings) -> list[Problem]:
     """Contexts that are asked for beyond what the model knows, where a GGUF file's header tells that."""
     found = []
     for index, stage in enumerate(settings.stages):
-        place = settings.folder / Path(stage.model).expanduser()
-        own = None
-        if stage.engine in ("llama", "torch") and stage.context is not None and not is_hub_reference(stage.model):
-            own = _own_context(str(place))
-        if own is not None and stage.context is not None and stage.context > own:
+        if stage.engine not in ("llama", "torch") or stage.context is None or is_hub_reference(stage.model):
+            continue
+        own = _own_context(str(settings.folder / Path(stage.model).expanduser()))
+        if own is not None and stage.context > own:
             told = f"{stage.context} tokens are more than the {own} that the model was made for (its file says)"
             found.append(settings.problem(("stages", index, "context"), told))
     return found

@@ -162,7 +162,7 @@ class Router:
     async def start(self) -> None:
         """Start every engine. The first that cannot raises EngineError or ModelFileError, and none stays started."""
         async with AsyncExitStack() as started:
-            for engine in self._engines():
+            for engine in self.engines():
                 await engine.start()
                 started.push_async_callback(engine.close)
             started.pop_all()
@@ -171,7 +171,7 @@ class Router:
         """Close engines and store, all of them even where one raises; safe to call twice."""
         async with AsyncExitStack() as closing:
             closing.callback(self.parts.store.close)
-            for engine in self._engines():
+            for engine in self.engines():
                 closing.push_async_callback(engine.close)
 
     def watch(self, watcher: Callable[[Trace], None]) -> None:
@@ -279,13 +279,18 @@ class Router:
         if self.parts.conversations is not None and self.parts.switch_cost > 0:
             climb.conversation = self.parts.conversations.open(climb.request)
 
-    def _decide(self, climb: Climb) -> Step:
+    def _decide(self, climb: Climb, held: Held | None = None) -> Step:
+        """The next decision; with ``held`` the one on an answer that is not whole yet.
+
+        To stop at that is to wait for the rest, and to keep it.
+        """
         started = self.parts.timer()
-        view = self._view(climb)
+        partial = None if held is None else self._billed(self.parts.ladder[held.stage], held.partial())
+        view = self._view(climb, *(() if partial is None else (partial,)))
         last = climb.steps[-1].decision.action if climb.steps else None
         assert climb.policy is not None  # noqa: S101 - _admit has set it
         decision = next_decision(climb.policy, view, last, step=len(climb.steps))
-        return Step(view, decision, self.parts.timer() - started)
+        return Step(view, decision, self.parts.timer() - started, partial=partial)
 
     def _view(self, climb: Climb, *partial: Attempt) -> View:
         parts, history = self.parts, (*climb.attempts, *partial)
@@ -447,7 +452,7 @@ class Router:
             return (delta,)
         if not held.is_due:
             return ()
-        step = self._look(climb, held)
+        step = self._decide(climb, held)
         action = step.decision.action
         if isinstance(action, Fail):  # nobody else can answer: the rest is waited for
             held.wait()
@@ -458,15 +463,6 @@ class Router:
         climb.steps.append(step)
         held.is_open = True
         return (Decided(climb.id, step), *held.deltas)
-
-    def _look(self, climb: Climb, held: Held) -> Step:
-        """The decision on an answer that is not whole yet: to stop at it is to wait for the rest, and to keep that."""
-        started = self.parts.timer()
-        partial = self._billed(self.parts.ladder[held.stage], held.partial())
-        view = self._view(climb, partial)
-        assert climb.policy is not None  # noqa: S101 - _admit has set it
-        decision = next_decision(climb.policy, view, climb.steps[-1].decision.action, step=len(climb.steps))
-        return Step(view, decision, self.parts.timer() - started, partial=partial)
 
     def _keep(self, climb: Climb, held: Held | None, made: Attempt) -> None:
         """Hold on to the pieces of an answer: it may be the one that is kept in the end."""
@@ -614,7 +610,8 @@ class Router:
             return f"its context holds {stage.context} tokens"
         return None
 
-    def _engines(self) -> tuple[Engine, ...]:
+    def engines(self) -> tuple[Engine, ...]:
+        """Every engine once: stages may share one."""
         return tuple({id(engine): engine for engine in self.parts.engines.values()}.values())
 
 

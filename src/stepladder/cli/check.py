@@ -140,10 +140,9 @@ async def _live(settings: Settings, router: Router, timeout_s: float) -> int:
             sys.stderr.write(f"stepladder: warning: {settings.source}: stage '{finding.stage.name}' {told}\n")
         for told in finding.notes:
             sys.stderr.write(f"stepladder: note: stage '{finding.stage.name}' {told}\n")
-    lost = [finding for finding in findings if finding.fault is not None]
-    for finding in lost:
-        assert finding.fault is not None  # noqa: S101 - it is why the finding is here
-        sys.stderr.write(f"stepladder: stage '{finding.stage.name}': {finding.fault.message}\n")
+    lost = [(finding.stage.name, finding.fault.message) for finding in findings if finding.fault is not None]
+    for name, why in lost:
+        sys.stderr.write(f"stepladder: stage '{name}': {why}\n")
     return 1 if lost else 0
 
 
@@ -152,7 +151,7 @@ async def look(router: Router, timeout_s: float) -> list[Finding]:
     parts, free = router.parts, asyncio.Semaphore(AT_ONCE)
     faults: dict[int, Fault] = {}
     async with AsyncExitStack() as started:
-        for engine in {id(engine): engine for engine in parts.engines.values()}.values():
+        for engine in router.engines():
             started.push_async_callback(engine.close)
             try:
                 await engine.start()

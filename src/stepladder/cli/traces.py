@@ -12,11 +12,12 @@ from typing import BinaryIO, TypeVar
 
 from stepladder.build import keeping
 from stepladder.cli import options
+from stepladder.config import Settings, TraceSettings
 from stepladder.errors import RequestError, UsageError
 from stepladder.evaluate import outcomes
 from stepladder.evaluate.harvest import Harvest, harvest, recorded
 from stepladder.files import replacing
-from stepladder.gateway.export import PAGE, Wanted, page, read_count, read_time
+from stepladder.gateway.export import PAGE, Wanted, pages, read_count, read_time
 from stepladder.traces.keeping import Keeping
 from stepladder.traces.retention import prune
 from stepladder.traces.sqlite import SqliteTraceStore
@@ -27,7 +28,6 @@ ACTIONS = {
     "outcomes": "write the answers that have feedback as an outcomes table",
     "prune": "delete traces and feedback that are too old or too many",
 }
-DAY = 86_400.0
 
 T = TypeVar("T")
 
@@ -73,20 +73,11 @@ def run(args: argparse.Namespace) -> int:
 def _export(args: argparse.Namespace) -> int:
     wanted, path, count = _wanted(args), _store(args), 0
     with closing(SqliteTraceStore(path)) as store, _writing(args.out) as file:
-        for lines in _pages(store, wanted):
+        for lines in pages(store, wanted):
             file.writelines(lines)
             count += len(lines)
     sys.stderr.write(f"{count} traces\n")
     return 0
-
-
-def _pages(store: SqliteTraceStore, wanted: Wanted) -> Iterator[list[bytes]]:
-    after: int | None = wanted.after
-    left = wanted.limit
-    while left > 0 and after is not None:
-        lines, after = page(store, wanted, after, left)
-        left -= len(lines)
-        yield lines
 
 
 def _outcomes(args: argparse.Namespace) -> int:
@@ -124,7 +115,8 @@ def _told(found: Harvest, rows: int) -> Iterable[str]:
 
 
 def _prune(args: argparse.Namespace) -> int:
-    path, kept = _store(args), _kept(args)
+    settings = None if args.store is not None else options.read_settings(args)
+    path, kept = _place(args, settings), _kept(args, settings)
     if not kept.prunes:
         raise UsageError("nothing to go by: give --keep-days, --keep-rows or --keep-feedback-days, or set them")
     traces, told = prune(path, kept, shrink=args.shrink)
@@ -132,27 +124,28 @@ def _prune(args: argparse.Namespace) -> int:
     return 0
 
 
-def _kept(args: argparse.Namespace) -> Keeping:
-    kept = keeping(options.read_settings(args).traces) if args.store is None else Keeping()
-    days = options.number(args.keep_days, "--keep-days")
-    feedback_days = options.number(args.keep_feedback_days, "--keep-feedback-days")
-    return replace(
-        kept,
-        keep_s=kept.keep_s if days is None else days * DAY,
-        keep_rows=kept.keep_rows if args.keep_rows is None else _asked(read_count, "--keep-rows", args.keep_rows),
-        keep_feedback_s=kept.keep_feedback_s if feedback_days is None else feedback_days * DAY,
-    )
+def _kept(args: argparse.Namespace, settings: Settings | None) -> Keeping:
+    traces = TraceSettings() if settings is None else settings.traces
+    asked = {
+        "keep_days": options.number(args.keep_days, "--keep-days"),
+        "keep_feedback_days": options.number(args.keep_feedback_days, "--keep-feedback-days"),
+        "keep_rows": None if args.keep_rows is None else _asked(read_count, "--keep-rows", args.keep_rows),
+    }
+    return keeping(traces.model_copy(update={key: value for key, value in asked.items() if value is not None}))
 
 
 # ── what they share ──────────────────────────────────────────────────────────
 
 
 def _store(args: argparse.Namespace) -> Path:
+    return _place(args, None if args.store is not None else options.read_settings(args))
+
+
+def _place(args: argparse.Namespace, settings: Settings | None) -> Path:
     """The store's file; raises UsageError where there is none: it is not made here."""
-    if args.store is not None:
+    if settings is None:
         path, where = Path(args.store), "--store"
     else:
-        settings = options.read_settings(args)
         if settings.traces.path is None:
             raise UsageError(f"{settings.source}: traces.path is not set, so its traces end with their process")
         path, where = settings.folder / settings.traces.path, "traces.path"

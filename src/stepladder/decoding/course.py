@@ -93,10 +93,7 @@ class Course:
     look_at: int = 0
     looked_at: int = 0
     plain_at: int = 0
-    spent: float = 0.0
-    lost: float = 0.0
     credit: float = 0.0
-    switches: int = 0
     rival: tuple[int, ...] = ()
     rival_looks: int = 0
     speeds: dict[tuple[int, ...], Speed] = field(default_factory=dict)
@@ -163,7 +160,6 @@ class Course:
         tokens, seconds, reading, prompt = took.tokens, took.seconds, took.reading, took.prompt
         self.rounds += 1
         self.tokens += tokens
-        self.spent += seconds
         self._earn(seconds, share)
         if plan.plain:
             self.plain_at = self.tokens
@@ -198,7 +194,6 @@ class Course:
         if pace < inf:
             if mine is not None:
                 seconds = min(seconds, SPIKE * (mine.cost + reading))
-            self.lost += seconds - tokens * pace
             self.credit -= seconds - tokens * pace
         if mine is None:
             return
@@ -277,7 +272,6 @@ class Course:
         self.running = plan
         self.rival, self.rival_looks = (), 0
         self.guard = Guard()
-        self.switches += 1
         self.vain = 0
         if not plan.plain:
             self.pauses.pop(plan.chain, None)

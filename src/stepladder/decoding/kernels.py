@@ -11,7 +11,7 @@ This module is imported only where there is a GPU: it needs ``triton``, which co
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -442,13 +442,7 @@ class Kernels:
             outputs,
             inputs,
             part,
-            TOKENS=wide,
-            OUTPUTS=layout.outputs,
-            INPUTS=layout.inputs,
-            EVEN=inputs % layout.inputs == 0,
-            PRECISION=_precision(read),
-            num_stages=layout.stages,
-            num_warps=layout.warps,
+            **_tiled(layout, wide, read),
         )
         return made
 
@@ -465,13 +459,7 @@ class Kernels:
             tokens,
             outputs,
             inputs,
-            TOKENS=wide,
-            OUTPUTS=layout.outputs,
-            INPUTS=layout.inputs,
-            EVEN=inputs % layout.inputs == 0,
-            PRECISION=_precision(read),
-            num_stages=layout.stages,
-            num_warps=layout.warps,
+            **_tiled(layout, wide, read),
         )
         return made
 
@@ -575,6 +563,19 @@ GATED_LAYOUTS = {(8192, 2048): Layout(32, 128, 1, 4, 4), (13824, 5120): Layout(6
 def _wide(tokens: int, numbers: Tensor) -> int:
     """Tokens of a tile. The tensor cores add up alike in both kinds of tile; float32 does not go through them."""
     return TOKENS if tokens <= TOKENS or numbers.dtype == torch.float32 else MORE_TOKENS
+
+
+def _tiled(layout: Layout, wide: int, read: Tensor) -> dict[str, Any]:
+    """What the kernel of a product is compiled for: tiles of ``wide`` tokens, laid out so."""
+    return {
+        "TOKENS": wide,
+        "OUTPUTS": layout.outputs,
+        "INPUTS": layout.inputs,
+        "EVEN": read.shape[1] % layout.inputs == 0,
+        "PRECISION": _precision(read),
+        "num_stages": layout.stages,
+        "num_warps": layout.warps,
+    }
 
 
 def _precision(numbers: Tensor) -> str:

@@ -166,21 +166,17 @@ class Rounds:
     def _compute(self, told: Tensor, chance: Tensor, *, rows: int, length: int, reach: int) -> Tensor:
         """(rows, 2 + 2 · length): drafts kept, the token behind them, the drafts, and how sure each was."""
         told, chance = told.view(TOLD, rows), chance.view(rows, 2 * length + 1)
-        drafts, laws, sure = self._drafted(told, chance[:, :length], min(reach, self._reach(DRAFTER)))
+        drafts, laws, sure = self._drafted(told, chance[:, :length], reach)
         logits = self.target.masked(
             torch.cat([told[1][:, None], drafts], 1),
             told[5],
             told[6],
             told[7] * (length + 1),
-            reach=min(reach, self._reach(TARGET)),
+            reach=min(reach, self.target.context),
         )
         judged = self._matched if self.sampling.greedy else self._judged
         kept, token = judged(logits, drafts, laws, chance[:, length:])
         return torch.cat([kept[:, None].double(), token[:, None].double(), drafts.double(), sure.double()], 1)
-
-    def _reach(self, stage: int) -> int:
-        model = self.target if stage == TARGET or self.drafter is None else self.drafter
-        return model.context
 
     def _drafted(self, told: Tensor, chance: Tensor, reach: int) -> tuple[Tensor, list[Tensor], Tensor]:
         """Drafts (rows, length), the law of each (rows, vocabulary), none where greedy, and the confidences."""
@@ -189,6 +185,7 @@ class Rounds:
         laws: list[Tensor] = []
         sure: list[Tensor] = []
         if length and self.drafter is not None:
+            reach = min(reach, self.drafter.context)
             before, last, slots, starts, widths, _, position, live = told.unbind(0)
             first = torch.stack([torch.where(widths == 2, before, last), last], 1)
             logits = self.drafter.masked(first, slots, starts, widths, reach=reach)

@@ -181,7 +181,7 @@ def verdict_jobs(plan: Plan, kept: Mapping[Called, Entry]) -> list[Job]:
     return [
         _verdict_job(plan.judge, prompts[entry.query_id], entry.stage, entry.text, entry.sample)
         for entry in _answers(plan, kept)
-        if not (plan.as_choices and entry.sample)
+        if _has_row(plan, entry.sample)
     ]
 
 
@@ -230,7 +230,7 @@ def _expected_verdicts(plan: Plan, kept: Mapping[Called, Entry]) -> list[Job]:
     prompts = {prompt.query_id: prompt for prompt in plan.prompts}
     jobs = []
     for query_id, stage, sample in _keys(plan):
-        if plan.as_choices and sample:
+        if not _has_row(plan, sample):
             continue
         answer = kept.get(("answer", query_id, stage, sample))
         text = unread if answer is None else answer.text
@@ -260,7 +260,12 @@ def _keys(plan: Plan) -> Iterator[Key]:
 
 
 def _possible_verdicts(plan: Plan) -> int:
-    return sum(1 for _ in _keys(plan))
+    return sum(_has_row(plan, sample) for *_, sample in _keys(plan))
+
+
+def _has_row(plan: Plan, sample: int) -> bool:
+    """False for the further choices of one call, which stand in the row of the first."""
+    return not (plan.as_choices and sample)
 
 
 # ── asking ───────────────────────────────────────────────────────────────────
@@ -440,7 +445,7 @@ def table(
     left_out: Counter[str] = Counter()
     for key in _in_order(plan):
         query_id, stage, sample = key
-        if plan.as_choices and sample:
+        if not _has_row(plan, sample):
             continue
         answer = kept.get(("answer", *key))
         if answer is None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 
 from stepladder.errors import UsageError
-from stepladder.evaluate.collect import Plan, confidence, table, token_logprobs
+from stepladder.evaluate.collect import Plan, called, confidence, table, token_logprobs
 from stepladder.evaluate.journal import Entry
 from stepladder.evaluate.outcomes import OutcomeRow
 from stepladder.evaluate.prompts import Prompt
@@ -63,7 +63,7 @@ def recorded(found: Harvest) -> list[OutcomeRow]:
         recorded=found.answers,
         scores=found.scores,
     )
-    return table(plan, {("answer", each.query_id, each.stage, each.sample): each for each in found.answers}, {})[0]
+    return table(plan, {called(each): each for each in found.answers}, {})[0]
 
 
 def _add(found: Harvest, trace: Trace, answered: dict[str, Attempt]) -> None:

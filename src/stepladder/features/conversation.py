@@ -35,13 +35,13 @@ def conversation(request: Request) -> Mapping[str, float]:
     if len(said) < 2:
         return EMPTY
     last = max((n for n, message in enumerate(said) if message.get("role") == "user"), default=len(said) - 1)
-    before = said[:last]
-    answers = [message_text(message) for message in before if message.get("role") == "assistant"]
+    before = [(message.get("role"), message_text(message)) for message in said[:last]]
+    answers = [text for role, text in before if role == "assistant"]
     corrected = bool(answers) and _CORRECTION.match(message_text(said[last])[:OPENING]) is not None
     refused = bool(answers) and _REFUSAL.search(answers[-1][:OPENING]) is not None
     return {
-        "earlier turns": float(sum(message.get("role") == "user" for message in before)),
-        "earlier length": log1p(sum(len(message_text(message)) for message in before)),
+        "earlier turns": float(sum(role == "user" for role, _ in before)),
+        "earlier length": log1p(sum(len(text) for _, text in before)),
         "corrected": float(corrected),
         "refused": float(refused),
     }

@@ -228,7 +228,7 @@ class KeyGate:
         """Take note of what a request was billed; the router tells (``Router.watch``)."""
         access = self._open.get(trace.request.id)
         if access is not None:
-            access.settle(trace.cost)
+            self.settled(access, trace.cost)
 
     async def close(self) -> None:
         """Write down what was spent."""
@@ -350,20 +350,15 @@ class KeyAccess:
 
     def may_use(self, stage: str) -> bool:
         """True for a stage that the key does not leave out."""
-        return self.key.rules.stages is None or stage in self.key.rules.stages
+        return self.only is None or stage in self.only
 
     def reads(self) -> str | None:
         """The name whose decisions alone may be read; None for an admin, who reads all."""
         return None if self.key.rules.admin else self.key.name
 
-    def settle(self, cost: float) -> None:
-        """It was billed ``cost``."""
-        self.gate.settled(self, cost)
-
     def leave(self) -> None:
         """The request is over; what it had reserved and was never billed is free again."""
-        if self.purse is not None:
-            self.gate.settled(self, 0.0)
+        self.gate.settled(self, 0.0)
         self.account.under_way -= 1
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from math import inf, isfinite
 from typing import Any
 from urllib.parse import parse_qsl
@@ -16,6 +16,7 @@ from starlette.types import Message, Send
 
 from stepladder.contracts import TraceStore
 from stepladder.errors import RequestError, TraceError, nearest
+from stepladder.gateway.keys import moment
 from stepladder.gateway.replies import WRITE_IDLE_S
 from stepladder.gateway.report import bill, outcomes_body
 from stepladder.gateway.wire import dumps
@@ -78,15 +79,22 @@ def page(store: TraceStore, wanted: Wanted, after: int, limit: int) -> tuple[lis
     return lines, found[-1].seq if found else None
 
 
-async def lines(store: TraceStore, wanted: Wanted) -> AsyncGenerator[bytes, None]:
-    """Pages of whole lines, until ``limit`` or until nothing more is stored. Others do not wait for the disk."""
+def pages(store: TraceStore, wanted: Wanted) -> Iterator[list[bytes]]:
+    """Pages of whole lines, until ``limit`` or until nothing more is stored; one may be empty. Raises TraceError."""
     after: int | None = wanted.after
     left = wanted.limit
     while left > 0 and after is not None:
-        found, after = await asyncio.to_thread(page, store, wanted, after, left)
+        found, after = page(store, wanted, after, left)
         left -= len(found)
-        if found:
-            yield b"".join(found)
+        yield found
+
+
+async def lines(store: TraceStore, wanted: Wanted) -> AsyncGenerator[bytes, None]:
+    """The pages that are not empty, each in one piece. Others do not wait for the disk."""
+    found = pages(store, wanted)
+    while (some := await asyncio.to_thread(next, found, None)) is not None:
+        if some:
+            yield b"".join(some)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,12 +129,7 @@ class Lines:
 async def export(store: TraceStore, wanted: Wanted, write_idle_s: float = WRITE_IDLE_S) -> Lines:
     """The reply to an export. Raises TraceError where not even its beginning can be read: nothing was sent then."""
     found = lines(store, wanted)
-    try:
-        first = await anext(found, b"")
-    except BaseException:  # re-raised: a reply that never began is still closed
-        await found.aclose()
-        raise
-    return Lines(first, found, write_idle_s)
+    return Lines(await anext(found, b""), found, write_idle_s)
 
 
 # ── parameters ───────────────────────────────────────────────────────────────
@@ -146,8 +149,7 @@ def read_time(name: str, text: str) -> float:
 def _iso(name: str, text: str) -> float:
     for written in (text, text.replace(" ", "+")):  # a zone's + that was not encoded comes as a space
         with suppress(ValueError, OverflowError):
-            moment = datetime.fromisoformat(written)
-            return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+            return moment(datetime.fromisoformat(written))
     raise _not_a_time(name, text)
 
 

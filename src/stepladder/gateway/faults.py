@@ -67,7 +67,7 @@ def error_reply(error: Exception) -> Reply:
         case UsageError():
             return json_reply(error_body(str(error), BAD_REQUEST), status=400)
         case AnswerError():
-            headers = decision_headers(error.trace) + _retry_after(error.fault)
+            headers = decision_headers(error.trace) + _seconds_header(error.fault.retry_after)
             return json_reply(answer_error_body(error), headers, fault_status(error.fault))
         case EngineError():
             log.error("engine error: %s", error)
@@ -94,10 +94,6 @@ def fault_status(fault: Fault) -> int:
     usual = _STATUS_OF_FAULT[fault.kind]
     same_class = fault.status is not None and fault.status // 100 == usual // 100
     return fault.status if same_class and fault.status in _KEPT_STATUS and fault.kind != "context" else usual
-
-
-def _retry_after(fault: Fault) -> Headers:
-    return _seconds_header(fault.retry_after)
 
 
 def _seconds_header(seconds: float | None) -> Headers:

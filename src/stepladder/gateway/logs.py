@@ -170,7 +170,7 @@ def _add_trace(fields: Fields, trace: Trace) -> None:
     fields["mode"] = trace.mode
     fields["stream"] = bool(request.params.get("stream"))
     fields["attempts"] = len(attempts)
-    fields["cost"] = sum(attempt.cost for attempt in attempts)
+    fields["cost"] = trace.cost
     fields["cost_unit"] = trace.cost_unit
     fields["decide_ms"] = trace.decide_s * 1e3
     if attempts:

@@ -137,7 +137,8 @@ class GuardedProtocol(HttpToolsProtocol):
         if self._is_over():
             return
         if self._quiet > self._limits.head_bytes:
-            self._refuse_head()
+            self._too_large = self._bytes_told()
+            self.send_400_response("")
             return
         if self._missing is None and not self._is_answering():
             self._missing = "head"  # bytes that begin nothing have just ended the server's own wait for a request
@@ -240,9 +241,6 @@ class GuardedProtocol(HttpToolsProtocol):
             self._refuse(431, f"{self._too_large} are not taken", "request_header_fields_too_large")
         else:
             self._refuse(400, "this is no valid HTTP request", "invalid_http")
-
-    def _refuse_head(self) -> None:
-        self._refuse(431, f"{self._bytes_told()} are not taken", "request_header_fields_too_large")
 
     def _refuse(self, status: int, message: str, code: str) -> None:
         """Say why, unless a reply is on its way, read what else comes for a moment, and close."""

@@ -68,7 +68,7 @@ class House:
     @property
     def engines(self) -> dict[int, Engine]:
         """By identity: stages may share one, and so may houses."""
-        return {id(engine): engine for engine in self.router.parts.engines.values()}
+        return {id(engine): engine for engine in self.router.engines()}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.visitors += 1

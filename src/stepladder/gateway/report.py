@@ -237,12 +237,8 @@ def _held(partial: Attempt) -> dict[str, Any]:
 
 
 def _action(step: Step) -> dict[str, Any]:
-    action = step.decision.action
-    if isinstance(action, Call):
-        return {"action": "call", "stage": action.stage}
-    if isinstance(action, Fail):
-        return {"action": "fail", "stage": None}
-    return {"action": "stop", "stage": action.attempt.stage}
+    kind, stage = _named(step.decision.action) or ("fail", None)
+    return {"action": kind, "stage": stage}
 
 
 def _candidate(name: str, view: View, cost: Cost, values: Mapping[str, float]) -> dict[str, Any]:

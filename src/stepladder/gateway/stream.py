@@ -157,7 +157,7 @@ class ChunkWriter:
 
     def relay(self, delta: Delta) -> bytes:
         """The frame for one piece of an answer, nothing for a usage chunk that nobody asked for."""
-        restart = b"" if self._turn is None else self._restart()
+        restart = b"" if self._turn is None else self._restart(self._turn)
         raw = delta.raw
         if raw is None:
             return restart + self._said(delta.text)
@@ -194,7 +194,7 @@ class ChunkWriter:
             if self._turn is None:
                 yield from self._close(event)
             else:  # it turned to an answer that came in one piece
-                yield self._restart()
+                yield self._restart(self._turn)
                 yield from self.whole(event)
 
     def _close(self, answer: Answer) -> Iterator[bytes]:
@@ -210,16 +210,14 @@ class ChunkWriter:
             yield self._chunk([], stepladder=summary(answer, self._against))
         yield DONE
 
-    def _restart(self) -> bytes:
+    def _restart(self, step: Step) -> bytes:
         """Tells the client to drop what it has: the next chunks are those of another answer."""
-        step, self._turn = self._turn, None
-        action = None if step is None else step.decision.action
-        before = self._stage
+        self._turn, before, action = None, self._stage, step.decision.action
         if isinstance(action, Call):
             self._begin(action.stage)
         elif isinstance(action, Stop):
             self._begin(action.attempt.stage)
-        told = {"dropped": before, "stage": self._stage, "reason": "" if step is None else step.decision.reason}
+        told = {"dropped": before, "stage": self._stage, "reason": step.decision.reason}
         return self._chunk([], stepladder={"decision_id": self._decision_id, "restart": told})
 
     def _said(self, text: str) -> bytes:

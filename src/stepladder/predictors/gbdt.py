@@ -19,7 +19,7 @@ from stepladder.predictors import history
 from stepladder.predictors.artifact import array_of, content_version, numbers_of, shaped
 from stepladder.predictors.grams import BUCKETS, DENSE, hashed_grams
 from stepladder.predictors.lexical import NAMES, WORDS, numbers
-from stepladder.predictors.logistic import from_logit, mean_of
+from stepladder.predictors.logistic import from_logit, sigmoid
 from stepladder.types import Estimates, Features
 
 MOST_NODES, DEEPEST = 1_000_000, 64
@@ -84,7 +84,7 @@ class GBDTPredictor:
     def means(self, features: Features) -> tuple[list[float], Container[int]]:
         """The means of ``predict``, and the numbers of the stages whose answers moved them."""
         logits, answered = self._logits(features)
-        return [mean_of(logit) for logit in logits], answered
+        return [sigmoid(logit) for logit in logits], answered
 
     def _logits(self, features: Features) -> tuple[list[float], Container[int]]:
         rows, amounts = hashed_grams(features.text)
@@ -105,8 +105,9 @@ class GBDTPredictor:
         if self._prefix is not None and history.runs(attempts, self._stages):
             signals = self._prefix.signals
             return self._prefix, history.begun(attempts, self._stages, signals, self._chars, prompt=prompt)
-        signals = history.SIGNALS if self._after is None else self._after.signals
-        return self._after, history.answered(attempts, self._stages, signals, prompt=prompt)
+        if self._after is None:
+            return None, _NOBODY
+        return self._after, history.answered(attempts, self._stages, self._after.signals, prompt=prompt)
 
 
 class _Later(NamedTuple):

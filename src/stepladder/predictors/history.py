@@ -226,7 +226,7 @@ def runs(attempts: Sequence[Attempt], stages: Sequence[str]) -> bool:
 def own_tokens(attempt: Attempt) -> int:
     """The tokens of an answer. Several choices are counted together: of those the first one's, where the reply tells
     them, or as many as each has on average."""
-    many = _choices(attempt.raw)
+    many = max(len(_choices(attempt.raw)), 1)
     if many == 1:
         return attempt.usage.output_tokens
     return len(_pieces(attempt.raw) or ()) or round(attempt.usage.output_tokens / many)
@@ -365,17 +365,17 @@ def _consistency(final: str, raw: Mapping[str, Any] | None) -> float:
 
     Self-consistency: Wang et al., arXiv 2203.11171.
     """
-    choices = None if raw is None else raw.get("choices")
-    if not isinstance(choices, list) or len(choices) < 2:
+    choices = _choices(raw)
+    if len(choices) < 2:
         return UNKNOWN
     others = [normal(final_answer(_said(each))) for each in choices if not _is_first(each)]
     return sum(bool(final) and other == final for other in others) / len(others) if others else UNKNOWN
 
 
-def _choices(raw: Mapping[str, Any] | None) -> int:
-    """How many choices a wire reply has, whose usage is that of all; 1 where it does not tell."""
+def _choices(raw: Mapping[str, Any] | None) -> list[Any]:
+    """The choices of a wire reply, whose usage is that of all; none where it does not tell."""
     choices = None if raw is None else raw.get("choices")
-    return max(len(choices), 1) if isinstance(choices, list) else 1
+    return choices if isinstance(choices, list) else []
 
 
 def _is_first(choice: Any) -> bool:
@@ -446,8 +446,7 @@ def counted(attempt: Attempt, chars_per_token: float) -> Attempt:
 
 def _pieces(raw: Mapping[str, Any] | None) -> list[str] | None:
     """The tokens of a wire reply's first choice, in the chat shape (content[]) or the older one; None if not told."""
-    choices = None if raw is None else raw.get("choices")
-    first = next(filter(_is_first, choices), None) if isinstance(choices, list) else None
+    first = next(filter(_is_first, _choices(raw)), None)
     told = None if first is None else first.get("logprobs")
     if not isinstance(told, Mapping):
         return None

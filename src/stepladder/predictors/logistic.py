@@ -47,12 +47,12 @@ class LogisticPredictor:
         return Estimates(estimates, calibrated=self._calibrated)
 
 
-def mean_of(logit: float) -> float:
+def sigmoid(logit: float) -> float:
     """σ(logit), never 0 nor 1."""
     return 1 / (1 + exp(-min(max(logit, -30.0), 30.0)))
 
 
 def from_logit(logit: float, spread: float) -> Estimate:
     """σ(logit), and the deviation of outcomes whose variance is the share ``spread`` of a right-or-wrong answer's."""
-    mean = mean_of(logit)
+    mean = sigmoid(logit)
     return Estimate(mean, sqrt(spread * mean * (1 - mean)))

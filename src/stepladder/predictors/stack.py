@@ -6,7 +6,7 @@ One artifact holds two profiles: ``full``, and ``fast``, which is a ``gbdt`` on 
 from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
-from math import exp, log, sqrt
+from math import log, sqrt
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
@@ -18,6 +18,7 @@ from stepladder.predictors import history
 from stepladder.predictors.artifact import content_version, numbers_of, shaped
 from stepladder.predictors.gbdt import GBDTPredictor, Trees
 from stepladder.predictors.history import Signals
+from stepladder.predictors.logistic import sigmoid
 from stepladder.predictors.posterior import Correction
 from stepladder.predictors.reading import Reading
 from stepladder.types import Estimate, Estimates, Features
@@ -110,7 +111,9 @@ class StackPredictor:
     def _posterior(self, means: list[float], features: Features) -> tuple[list[float], Container[int]]:
         """The means after the attempts, and which stages' answers moved them."""
         attempts, prompt = features.attempts, features.text
-        answered = history.answered(attempts, self._stages, self._signals, prompt=prompt) if attempts else {}
+        if not attempts:
+            return means, {}
+        answered = history.answered(attempts, self._stages, self._signals, prompt=prompt)
         logits = [logit(mean) for mean in means]
         if self._after is not None and answered:
             means = self._after.means(self._correction.rows(logits, answered))
@@ -199,11 +202,6 @@ def logit(mean: float) -> float:
     """log(q / (1 − q)), finite at 0 and 1 too."""
     inner = min(max(mean, SUREST), 1 - SUREST)
     return log(inner / (1 - inner))
-
-
-def sigmoid(value: float) -> float:
-    """1 / (1 + exp(−value))."""
-    return 1 / (1 + exp(-min(max(value, -30.0), 30.0)))
 
 
 def estimates_of(

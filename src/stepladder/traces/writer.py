@@ -25,7 +25,7 @@ from stepladder.traces import retention
 from stepladder.traces.codec import encode
 from stepladder.traces.keeping import Keeping
 from stepladder.traces.privacy import Veil, veiled
-from stepladder.traces.schema import KEYED, is_busy, slot, transaction
+from stepladder.traces.schema import is_busy, slot, transaction
 from stepladder.traces.weight import weigh
 from stepladder.types import Outcome, Receipt, StoreCounts, Trace
 
@@ -274,7 +274,7 @@ class Writer:
         found = outcome.decision_id in coming or self._has_trace(outcome.decision_id)
         if before == told:
             return Receipt("same", found)
-        if before is not None and place[2].startswith(KEYED):
+        if before is not None and outcome.key is not None:
             return Receipt("conflict", found)
         self._db.execute(
             "INSERT OR REPLACE INTO outcomes (decision_id, source, slot, stage, score, comment, told_at) "

@@ -161,7 +161,7 @@ def _examples(
         found = {stage: read[number][stage] for stage in stages_of if stage in read[number]}
         if found:
             query.append(number)
-            signals.append(history.numbers(_hidden(found) if hide else found, stages))
+            signals.append(history.numbers(prefix.untold(found) if hide else found, stages))
     texts = [place[next(iter(asked[number].values())).text] for number in query]
     return _Examples(np.array(query, dtype=np.intp), np.array(texts, dtype=np.intp), np.array(signals))
 
@@ -221,10 +221,6 @@ def drawn_sets(
 
 def _read(line: Mapping[int, Row]) -> dict[int, Signals]:
     return {stage: history.read(row.answer) for stage, row in line.items() if row.answer is not None}
-
-
-def _hidden(found: Mapping[int, Signals]) -> dict[int, Signals]:
-    return {stage: history.without_logprobs(signals) for stage, signals in found.items()}
 
 
 def _stage(

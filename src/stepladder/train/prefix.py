@@ -117,4 +117,9 @@ def read(
 ) -> dict[int, Signals]:
     """What the answers say, with log probabilities or, ``hidden``, without."""
     told = {stage: history.read(answer, signals, prompt=prompt) for stage, answer in found.items()}
-    return {stage: history.without_logprobs(each) for stage, each in told.items()} if hidden else told
+    return untold(told) if hidden else told
+
+
+def untold(found: Mapping[int, Signals]) -> dict[int, Signals]:
+    """The same answers from servers that tell no log probabilities."""
+    return {stage: history.without_logprobs(each) for stage, each in found.items()}

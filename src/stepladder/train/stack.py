@@ -35,7 +35,7 @@ from stepladder.train.after import HIDDEN, drawn_sets, stage_sets, tells
 from stepladder.train.boost import Forest, Tree, depth, forest_of, stacked, staged
 from stepladder.train.fit import halves_of, quiet, sklearn_module, spread_of_outcomes
 from stepladder.train.lesson import Lesson, lesson_of
-from stepladder.train.prefix import AGAIN, cutter_of
+from stepladder.train.prefix import AGAIN, cutter_of, untold
 from stepladder.train.prefix import read as read_beginning
 from stepladder.train.reading import fit_reading
 from stepladder.train.rows import drawn
@@ -129,7 +129,7 @@ class Crossed:
         """The query's estimates after answers with these signals, of which some may not have ended."""
         means = self.means(place)
         fold, logits = int(self.fold_of[place]), [logit(mean) for mean in means]
-        whole = {stage: told for stage, told in answered.items() if not told.partial}
+        whole = _whole(answered)
         if self.correction is not None and whole:
             means = self.after[fold].means(self.correction.rows(logits, whole))
         if self.prefix and len(whole) < len(answered):
@@ -384,7 +384,7 @@ def _fit_after(crossed: Crossed, lesson: Lesson, answers: Answers, seed: int, rn
         if not found:
             continue
         if hide:
-            found = {stage: history.without_logprobs(told) for stage, told in found.items()}
+            found = untold(found)
         rows.append(correction.rows([logit(mean) for mean in crossed.means(place)], found))
         learned.append(place)
     way = _Way(AFTER, AFTER_TREE, seed)
