@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 from collections import Counter
 from itertools import count
@@ -17,6 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 import openai_server
 from gateway_child import HANG_S, Child, Got, asked, child, drips, fetched, ladder, sse, whole
 from openai_server import chunk
+from stepladder.gateway.keys import add_key
 
 CLIENTS = 8
 RELOADS = 5
@@ -135,6 +137,37 @@ async def test_a_bad_configuration_changes_nothing(tmp_path: Path) -> None:
         made.tell(signal.SIGHUP)
         await made.logged("reloaded: configuration")
         assert (await asked(session, made.url)).text == "mended"
+
+
+async def test_what_cannot_start_changes_no_key(tmp_path: Path) -> None:
+    """A stage is renamed, in the keys' file too, and a model beside it is not the one that its checksum names."""
+    pytest.importorskip("xllamacpp")
+    keys = tmp_path / "keys.toml"
+    key = add_key(keys, "a", {"stages": ("low",)}, now=0.0, chance=os.urandom)
+    broken = f'[[stages]]\nname = "local"\nengine = "llama"\nmodel = "{NANO}/nano-small.gguf"\nsha256 = "{"0" * 64}"\n'
+    async with (
+        openai_server.serving(echoes_the_model) as server,
+        child(tmp_path, ladder(server.url, gateway='keys = "keys.toml"')) as made,
+        aiohttp.ClientSession(headers={"authorization": f"Bearer {key}"}) as session,
+    ):
+        old_keys, old = keys.read_text("utf-8"), made.ladder.read_text("utf-8")
+        assert (await asked(session, made.url, model="low")).text == "low-model"
+        new_keys, new = old_keys.replace('"low"', '"cheap"'), old.replace('name = "low"', 'name = "cheap"')
+        for number, (theirs, said) in enumerate([(new_keys, "its SHA-256 is"), (old_keys, "no stage 'low'")], start=1):
+            keys.write_text(theirs, "utf-8")
+            made.ladder.write_text(f"{broken}cost = 0.5\n{new}", "utf-8")
+            made.tell(signal.SIGHUP)
+            await made.logged("not reloaded, what was in force stays so", times=number)
+            assert said in next(told for told in reversed(made.events) if "not reloaded" in str(told))["message"]
+            for model in ("low", "stepladder"):
+                assert (await asked(session, made.url, model=model)).text == "low-model"
+            assert (await asked(session, made.url, model="high")).status == 403
+        keys.write_text(new_keys, "utf-8")
+        made.ladder.write_text(new, "utf-8")
+        made.tell(signal.SIGHUP)
+        await made.logged("reloaded: configuration")
+        assert (await asked(session, made.url, model="cheap")).text == "low-model"
+        assert (await asked(session, made.url, model="low")).status == 404
 
 
 async def test_what_needs_a_restart_is_said(tmp_path: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import logging
+import os
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -11,15 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from starlette.applications import Starlette
 
 from gateway_fakes import FakeEngine, Got, attempt, get, post, world
 from stepladder.build import build
-from stepladder.cli.serve import unread
+from stepladder.cli import options
+from stepladder.cli.serve import Kitchen, unread
 from stepladder.config import Settings, parse
 from stepladder.errors import ConfigError, EngineError, Problem
 from stepladder.gateway.app import create_app
-from stepladder.gateway.reload import Houses
+from stepladder.gateway.keys import add_key
+from stepladder.gateway.reload import House, Houses
 from stepladder.gateway.watch import Watch
 from stepladder.router import Router
 from stepladder.types import EngineEvent, Request, Stage
@@ -50,11 +53,11 @@ class Lively(FakeEngine):
             raise EngineError(f"{self.name} cannot start")
 
 
-def served(engine: FakeEngine, like: Router | None = None) -> tuple[Router, Starlette]:
+def served(engine: FakeEngine, like: Router | None = None) -> House:
     """A router all of whose stages are this engine's; with the store of another one."""
     parts = world().router.parts if like is None else like.parts
     router = Router(replace(parts, engines=dict.fromkeys(parts.ladder.names, engine)))
-    return router, create_app(router, watch=WATCH[0])
+    return House(router, create_app(router, watch=WATCH[0]))
 
 
 WATCH: list[Watch] = []
@@ -66,7 +69,7 @@ def _watch() -> None:
 
 
 @asynccontextmanager
-async def opened(first: FakeEngine, make: Callable[[Router], tuple[Router, Starlette]]) -> AsyncGenerator[Houses, None]:
+async def opened(first: FakeEngine, make: Callable[[Router], House]) -> AsyncGenerator[Houses, None]:
     houses = Houses(served(first), make, WATCH[0])
     async with asyncio.timeout(10), houses.lifespan():
         yield houses
@@ -83,7 +86,7 @@ async def until(is_so: Callable[[], object]) -> None:
             await asyncio.sleep(0.001)
 
 
-def to(engine: FakeEngine) -> Callable[[Router], tuple[Router, Starlette]]:
+def to(engine: FakeEngine) -> Callable[[Router], House]:
     return lambda old: served(engine, old)
 
 
@@ -158,7 +161,7 @@ async def test_what_cannot_be_used_changes_nothing(
 ) -> None:
     old = Lively("old")
 
-    def make(_: Router) -> tuple[Router, Starlette]:
+    def make(_: Router) -> House:
         raise error
 
     async with opened(old, make) as houses:
@@ -171,11 +174,11 @@ async def test_what_cannot_be_used_changes_nothing(
 async def test_an_engine_that_cannot_start_changes_nothing(caplog: pytest.LogCaptureFixture) -> None:
     old, well, broken = Lively("old"), Lively("well"), Lively("broken", broken=True)
 
-    def make(before: Router) -> tuple[Router, Starlette]:
-        router, _ = served(well, before)
+    def make(before: Router) -> House:
+        router = served(well, before).router
         engines = {"small": well, "medium": broken, "large": broken}
         router = Router(replace(router.parts, engines=engines))
-        return router, create_app(router, watch=WATCH[0])
+        return House(router, create_app(router, watch=WATCH[0]))
 
     async with opened(old, make) as houses:
         assert not await houses.reload()
@@ -183,6 +186,57 @@ async def test_an_engine_that_cannot_start_changes_nothing(caplog: pytest.LogCap
         assert (well.started, well.closed) == (1, 1)
     assert "broken cannot start" in caplog.text
     assert old.closed == 1
+
+
+async def test_what_is_shared_changes_last_and_may_still_refuse(caplog: pytest.LogCaptureFixture) -> None:
+    old, new = Lively("old"), Lively("new")
+    seen: list[tuple[int, str]] = []
+
+    def make(before: Router) -> House:
+        def take_over() -> None:
+            seen.append((new.started, "first" if not seen else "again"))
+            if len(seen) == 1:
+                raise ConfigError("keys.toml", [Problem("stages", "no stage 'low'")])
+
+        house = served(new, before)
+        return House(house.router, house.app, take_over)
+
+    async with opened(old, make) as houses:
+        assert not await houses.reload()
+        assert (await said(houses), old.closed) == ("old", 0)
+        assert (new.started, new.closed) == (1, 1)
+        assert await houses.reload()
+        assert await said(houses) == "new"
+    assert seen == [(1, "first"), (2, "again")]
+    assert "no stage 'low'" in caplog.text
+
+
+async def test_a_house_that_is_never_entered_leaves_the_gate_as_it_is(tmp_path: Path) -> None:
+    """What was counted for a key goes on, whichever file of keys was asked for in between."""
+    key, other = (
+        add_key(tmp_path / name, "a", {"rate": "1/hour"}, now=0.0, chance=os.urandom) for name in ("k.toml", "o.toml")
+    )
+    ladder = tmp_path / "ladder.toml"
+
+    def says(keys: str, stage: str) -> None:
+        text = f'[[stages]]\nname = "{stage}"\nengine = "scripted"\nmodel = "m"\ncost = 1.0\n'
+        ladder.write_text(f'{text}[gateway]\nkeys = "{keys}"\n', "utf-8")
+
+    async def status(house: House, key: str) -> int:
+        return (await post(house, CHAT, QUESTION, {"authorization": f"Bearer {key}"})).status  # type: ignore[arg-type]
+
+    says("k.toml", "low")
+    args = argparse.Namespace(ladder=str(ladder), overrides=[])
+    kitchen = Kitchen(args, options.read_settings(args), WATCH[0])
+    first = kitchen.first()
+    first.take_over()
+    assert [await status(first, key) for _ in range(2)] == [200, 429]
+    says("o.toml", "high")
+    refused = kitchen.again(first.router)
+    says("k.toml", "low")
+    again = kitchen.again(first.router)
+    again.take_over()
+    assert [await status(again, key), await status(refused, other)] == [429, 200]
 
 
 async def test_a_first_start_that_fails_leaves_nothing_running() -> None:
@@ -199,7 +253,7 @@ async def test_asked_twice_it_reloads_once_more_at_the_most(caplog: pytest.LogCa
     caplog.set_level(logging.INFO, "stepladder")
     made = []
 
-    def make(old: Router) -> tuple[Router, Starlette]:
+    def make(old: Router) -> House:
         made.append(Lively(str(len(made))))
         return served(made[-1], old)
 

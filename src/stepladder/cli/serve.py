@@ -6,9 +6,8 @@ import argparse
 import logging
 import sys
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
-
-from starlette.applications import Starlette
 
 from stepladder.build import build, problems
 from stepladder.cli import options
@@ -18,7 +17,7 @@ from stepladder.gateway.access import FreeGate, Gate, KeyGate, LoopbackGate
 from stepladder.gateway.app import GatewaySettings, create_app
 from stepladder.gateway.logs import Log
 from stepladder.gateway.protocol import ConnectionLimits
-from stepladder.gateway.reload import Houses
+from stepladder.gateway.reload import House, Houses
 from stepladder.gateway.server import Drain, serve
 from stepladder.gateway.watch import Watch
 from stepladder.router import Router
@@ -75,28 +74,33 @@ class Kitchen:
         self._watch = watch
         self._gate: Gate | None = None
 
-    def first(self) -> tuple[Router, Starlette]:
+    def first(self) -> House:
         """Raises ConfigError with all that is wrong, and as ``build`` does."""
         return self._made(self._at_start)
 
-    def again(self, old: Router) -> tuple[Router, Starlette]:
+    def again(self, old: Router) -> House:
         """What the configuration says now. Raises as ``first``."""
-        settings = options.read_settings(self._args)
-        made = self._made(settings, old)
-        for key in unread(self._at_start, settings):
-            LOG.warning("%s has changed, but is read at the start only: it stays as it was until a restart", key)
-        return made
+        return self._made(options.read_settings(self._args), old)
 
-    def _made(self, settings: Settings, old: Router | None = None) -> tuple[Router, Starlette]:
+    def _made(self, settings: Settings, old: Router | None = None) -> House:
         """What ``check`` refuses is refused here too, so that whatever was started can be reloaded."""
         found = problems(settings)
         if found:
             raise ConfigError(settings.source, found)
         return self._served(settings, build(settings, reuse=old))
 
-    def _served(self, settings: Settings, router: Router) -> tuple[Router, Starlette]:
-        self._gate = make_gate(settings, self._at_start.gateway.host, self._gate)
-        return router, create_app(router, gateway_settings(settings), watch=self._watch, gate=self._gate)
+    def _served(self, settings: Settings, router: Router) -> House:
+        gate = make_gate(settings, self._at_start.gateway.host, self._gate)
+        app = create_app(router, gateway_settings(settings), watch=self._watch, gate=gate)
+        return House(router, app, partial(self._take_over, settings, gate))
+
+    def _take_over(self, settings: Settings, gate: Gate) -> None:
+        """Raises ConfigError where the keys no longer fit: their file may have changed while engines started."""
+        if gate is self._gate and isinstance(gate, KeyGate):
+            gate.use(stage_names(settings))
+        self._gate = gate
+        for key in unread(self._at_start, settings):
+            LOG.warning("%s has changed, but is read at the start only: it stays as it was until a restart", key)
 
 
 def unread(before: Settings, now: Settings) -> Iterator[str]:
@@ -110,7 +114,7 @@ def unread(before: Settings, now: Settings) -> Iterator[str]:
 
 def _greet(settings: Settings, url: str, log: Log) -> None:
     if settings.gateway.log == "json":  # whoever reads JSON reads nothing else
-        stages: Any = [stage.name for stage in settings.stages]
+        stages: Any = list(stage_names(settings))
         log.event("serving", url=f"{url}/v1", stages=stages, ladder=settings.ladder.name, config=settings.version)
         return
     sys.stderr.write(f"{greeting(settings, url)}\nCtrl-C ends it.\n")
@@ -130,23 +134,26 @@ def gateway_settings(settings: Settings) -> GatewaySettings:
 
 
 def make_gate(settings: Settings, host: str, before: Gate | None = None) -> Gate:
-    """Who is let in at the address that is bound. The gate ``before`` goes on where the file of its keys is the same.
+    """Who is let in at the address that is bound: the gate ``before`` where the file of its keys is the same.
 
-    Raises ConfigError for keys that cannot be read, and where others can reach the address and nothing keeps them out.
+    That one is left as it is; ``KeyGate.use`` is to tell it of the new stages once they are served. Raises ConfigError
+    for keys that cannot be read, and where others can reach the address and nothing keeps them out.
     """
-    gateway, stages = settings.gateway, tuple(stage.name for stage in settings.stages)
+    gateway = settings.gateway
     if gateway.keys is not None:
-        path = settings.folder / gateway.keys
-        if isinstance(before, KeyGate) and before.path == path:
-            before.use(stages)
-            return before
-        return KeyGate(path, stages)
+        made = KeyGate(settings.folder / gateway.keys, stage_names(settings))
+        return before if isinstance(before, KeyGate) and before.path == made.path else made
     if is_loopback(host):
         return LoopbackGate(gateway.hosts)
     if not gateway.open:
         told = f"are gone, but the bound address '{host}' can be reached by others and gateway.open is not true"
         raise ConfigError(settings.source, [settings.problem(("gateway", "keys"), told)])
     return FreeGate()
+
+
+def stage_names(settings: Settings) -> tuple[str, ...]:
+    """Cheapest first."""
+    return tuple(stage.name for stage in settings.stages)
 
 
 def connection_limits(settings: Settings) -> ConnectionLimits:
@@ -166,6 +173,6 @@ def connection_limits(settings: Settings) -> ConnectionLimits:
 def greeting(settings: Settings, url: str) -> str:
     """How to call the server that listens at ``url``, as a line to paste."""
     body = f'{{"model": "{settings.gateway.model_name}", "messages": [{{"role": "user", "content": "What is 2+2?"}}]}}'
-    names = " < ".join(stage.name for stage in settings.stages)
+    names = " < ".join(stage_names(settings))
     call = f"  curl {url}/v1/chat/completions -H 'content-type: application/json' -d '{body}'"
     return f"serving {names} at {url}/v1\n\n{call}\n"

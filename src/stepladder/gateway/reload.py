@@ -57,10 +57,15 @@ async def not_yet(scope: Scope, receive: Receive, send: Send) -> None:
 
 @dataclass(slots=True, eq=False)
 class House:
-    """A router and the application before it, and how many requests are in it."""
+    """A router and the application before it, and how many requests are in it.
+
+    ``take_over`` is called when all of it has started, right before requests come in. What it shares with the house
+    before changes there and nowhere earlier, so that a house that is refused changes nothing. It too may refuse.
+    """
 
     router: Router
     app: Starlette
+    take_over: Callable[[], None] = lambda: None
     visitors: int = 0
     empty: asyncio.Event = field(default_factory=asyncio.Event)
     lifespan: AsyncExitStack = field(default_factory=AsyncExitStack)
@@ -86,8 +91,8 @@ class House:
             await self.empty.wait()
 
 
-Make = Callable[[Router], tuple[Router, Starlette]]
-"""Reads the configuration and makes what it says, taking over from the router in force what did not change.
+Make = Callable[[Router], House]
+"""Reads the configuration and makes what it says, with the parts of the router in force that did not change.
 
 It runs in a thread of its own. Raises StepladderError or OSError for what cannot be used."""
 
@@ -98,11 +103,11 @@ class Houses:
     ``first`` is served first, and ``make`` makes what comes after it; ``turnstile`` is what a server is to serve.
     """
 
-    def __init__(self, first: tuple[Router, Starlette], make: Make, watch: Watch) -> None:
+    def __init__(self, first: House, make: Make, watch: Watch) -> None:
         self.turnstile = Turnstile()
         self._make = make
         self._watch = watch
-        self._first = House(*first)
+        self._first = first
         self._alive: list[House] = []
         self._asked = asyncio.Event()
         self._leaving: set[asyncio.Task[None]] = set()
@@ -138,7 +143,7 @@ class Houses:
         """Serve what the configuration says now; False where that cannot be used, and what was served goes on."""
         old = self.now
         try:
-            house = House(*await asyncio.to_thread(self._make, old.router))
+            house = await asyncio.to_thread(self._make, old.router)
             await self._enter(house)
         except (StepladderError, OSError) as error:
             return self._refuse(str(error))
@@ -179,6 +184,8 @@ class Houses:
                     await engine.start()
                     started.push_async_callback(engine.close)
             await house.lifespan.enter_async_context(house.app.router.lifespan_context(house.app))
+            started.push_async_callback(house.lifespan.aclose)
+            house.take_over()
             started.pop_all()
         self._alive.append(house)
         self.turnstile.app = house
