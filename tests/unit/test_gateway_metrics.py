@@ -19,7 +19,9 @@ from gateway_fakes import PRICE, STAGES, Script, World, attempt, chunk, fault, g
 from stepladder.gateway.app import GatewaySettings, create_app
 from stepladder.gateway.exposition import Histogram, Values, exposed, number
 from stepladder.gateway.health import readiness
-from stepladder.gateway.watch import Watch
+from stepladder.gateway.watch import Visit, Watch
+from stepladder.router import Router
+from stepladder.traces.memory import MemoryTraceStore
 from stepladder.types import (
     Absence,
     Attempt,
@@ -258,7 +260,8 @@ async def test_clients_that_leave_are_told_apart() -> None:
     assert (watch.in_flight, found[of("stepladder_in_flight")]) == (0, 0)
 
 
-async def test_a_client_that_takes_nothing_is_counted() -> None:
+@pytest.mark.parametrize(("method", "path", "route"), [("POST", CHAT, "chat"), ("GET", "/v1/decisions", "decisions")])
+async def test_a_client_that_takes_nothing_is_counted(method: str, path: str, route: str) -> None:
     async def streams(request: Request, stage: Stage) -> AsyncGenerator[EngineEvent, None]:
         yield chunk("Four")
         yield attempt(stage.name, first_token_s=0.1)
@@ -267,18 +270,20 @@ async def test_a_client_that_takes_nothing_is_counted() -> None:
         if message["type"] == "http.response.body":
             await asyncio.Event().wait()
 
-    watch = Watch()
-    made = world(streams)
-    app = create_app(made.router, GatewaySettings(write_idle_s=0.05), watch=watch)
+    visits: list[Visit] = []
+    watch = Watch(tell=visits.append)
+    router = Router(replace(world(streams).router.parts, store=MemoryTraceStore()))
+    app = create_app(router, GatewaySettings(write_idle_s=0.05), watch=watch)
     messages = iter([{"type": "http.request", "body": orjson.dumps({**QUESTION, "stream": True}), "more_body": False}])
 
     async def receive() -> Mapping[str, Any]:
         return next(messages, None) or await asyncio.Event().wait()  # type: ignore[func-returns-value, return-value]
 
     async with asyncio.timeout(5):
-        await app(scope(), receive, never_sent)
-    found = read(watch.expose(made.router))
-    assert found[of("stepladder_client_disconnects_total", route="chat", when="amid the reply")] == 1
+        await app({**scope(), "method": method, "path": path}, receive, never_sent)
+    found = read(watch.expose(router))
+    assert [(visit.route, visit.ending) for visit in visits] == [(route, "stalled")]
+    assert found[of("stepladder_client_disconnects_total", route=route, when="amid the reply")] == 1
     assert watch.in_flight == 0
 
 

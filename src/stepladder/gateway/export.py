@@ -19,6 +19,7 @@ from stepladder.errors import RequestError, TraceError, nearest
 from stepladder.gateway.keys import moment
 from stepladder.gateway.replies import WRITE_IDLE_S
 from stepladder.gateway.report import bill, outcomes_body
+from stepladder.gateway.watch import note_stalled
 from stepladder.gateway.wire import dumps
 from stepladder.traces.codec import encode
 from stepladder.types import Outcome, Trace
@@ -117,6 +118,7 @@ class Lines:
                     await self._send(send, {"type": "http.response.body", "body": part, "more_body": True})
                 await self._send(send, {"type": "http.response.body", "body": b""})
             except TimeoutError:
+                note_stalled()
                 log.warning("a client took nothing of its export for %g s and was given up", self.write_idle_s)
             except TraceError as error:
                 log.error("an export broke off: %s", error)  # noqa: TRY400 - the message says it all
