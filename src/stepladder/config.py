@@ -20,6 +20,7 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from stepladder.errors import ConfigError, Problem, nearest
+from stepladder.held import MAX_HOLD_BACK
 from stepladder.types import Capability, CostUnit, Mode, StreamMode
 
 PRESETS = Path(__file__).parent / "presets"
@@ -243,7 +244,7 @@ class PresetSettings(_Frozen):
     """No call whose expected cost would pass this."""
     stream_mode: StreamMode | None = None
     """What a stream shows of an answer that may yet be dropped."""
-    hold_back: Annotated[int | None, Field(gt=0, le=4096)] = None
+    hold_back: Annotated[int | None, Field(gt=0, le=MAX_HOLD_BACK)] = None
     """Tokens that `hold-back` waits for."""
 
     @property

@@ -12,6 +12,9 @@ from stepladder.types import Attempt, Delta, Fault, Request
 HOLD_BACK = 32
 """Tokens that are waited for unless the caller says how many."""
 
+MAX_HOLD_BACK = 4096
+"""Tokens that may be held back at the most: an answer of that many is worth waiting for as a whole."""
+
 
 class Held:
     """The pieces of one answer, kept until it is known whether it will be.

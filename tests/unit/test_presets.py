@@ -9,8 +9,9 @@ import pytest
 from stepladder import config
 from stepladder.cli.serve import gateway_settings
 from stepladder.config import LAMBDA_PRESETS, named_dials
-from stepladder.errors import ConfigError
+from stepladder.errors import ConfigError, RequestError
 from stepladder.gateway.wire import Names, read_dials, read_model
+from stepladder.held import MAX_HOLD_BACK
 
 STAGES = [{"name": "small", "model": "a", "cost": 1.0}, {"name": "large", "model": "b", "cost": 3.0}]
 
@@ -46,6 +47,16 @@ def test_every_preset_can_be_read_as_a_request_reads_it() -> None:
         stage, preset = read_model(f"stepladder/{name}", names)
         assert stage is None
         assert read_dials(None, preset=preset, modes=names.modes).lam == preset["lambda"]
+
+
+def test_as_much_may_be_held_back_by_name_as_in_a_request() -> None:
+    most = {"hold_back": MAX_HOLD_BACK}
+    assert named_dials(parsed(presets={"slow": most}))["slow"] == most
+    assert read_dials(most).hold_back == MAX_HOLD_BACK
+    more = {"hold_back": MAX_HOLD_BACK + 1}
+    assert "presets.slow.hold_back" in told(presets={"slow": more})[0]
+    with pytest.raises(RequestError, match=f"from 1 to {MAX_HOLD_BACK}"):
+        read_dials(more)
 
 
 def test_the_gateway_gets_them() -> None:

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from typing import Any, get_args
 
 from stepladder.gateway.feedback import LIMITS, VERDICTS
-from stepladder.gateway.wire import MAX_HOLD_BACK, MAX_SESSION_CHARS, STREAM_MODES, Names
+from stepladder.gateway.wire import MAX_SESSION_CHARS, STREAM_MODES, Names
+from stepladder.held import MAX_HOLD_BACK
 from stepladder.types import CostUnit, FaultKind
 from stepladder.version import __version__
 

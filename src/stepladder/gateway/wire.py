@@ -16,14 +16,12 @@ import orjson
 
 from stepladder.errors import RequestError, nearest
 from stepladder.gateway.report import summary
+from stepladder.held import MAX_HOLD_BACK
 from stepladder.types import EMPTY, Answer, Attempt, Capability, Dials, Endpoint, Request, StreamMode, Usage
 
 BLOCK = "stepladder"
 HEADER_PREFIX = b"x-stepladder-"
 STREAM_MODES: tuple[str, ...] = get_args(StreamMode)
-MAX_HOLD_BACK = 4096
-"""Tokens that may be held back at the most: an answer of that many is worth waiting for as a whole."""
-
 MAX_SESSION_CHARS = 256
 """A conversation's name is kept as long as the conversation is remembered."""
 
