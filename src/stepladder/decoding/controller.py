@@ -48,7 +48,7 @@ GIVEN_UP = 1024
 """Tokens that a trial waits for the budget to bear it; others get their turn then."""
 
 TRIAL_LENGTH = 4
-"""Longest draft in a trial."""
+"""Draft by whose cost the chains that may be tried are compared."""
 
 LEAST_COST = 0.1
 """Cost of a trial round, in tokens' time, below which trials are held to cost the same when they are compared."""
@@ -112,8 +112,10 @@ class Planner:
         if took.tokens < 1 or not 0.0 < took.seconds < inf:
             return
         self.acceptance(greedy=greedy).age(took.tokens)
-        self._beliefs.host.rounded(plan.chain, took.seconds / batch, *took.passes)
-        self._course(plan.top, greedy, batch).observe(plan, took, self.settings.probe_share)
+        host, share = self._beliefs.host, 1.0 / batch
+        usual = host.usual(plan.chain, *took.passes, share) * batch
+        host.rounded(plan.chain, took.seconds * share, *took.passes, share)
+        self._course(plan.top, greedy, batch).observe(plan, took, self.settings.probe_share, usual)
 
     def observe_climb(self, drafted: int, kept: int, *, stage: int | None = None, top: int | None = None) -> None:
         """Of a lower answer's ``drafted`` tokens, read as a draft by a higher stage, the first ``kept`` were kept.
@@ -326,7 +328,7 @@ class Planner:
         """The chain most worth a burst: the best one if everything not known turns out well."""
         if not course.running.plain and course.tokens - course.plain_at > REFRESH:
             plain = replace(self._plain(course), probe=True)
-            return Trial(plain, REFRESH_ROUNDS, plain.seconds_per_token, course.tokens + GIVEN_UP)
+            return Trial([(plain, plain.seconds_per_token)], REFRESH_ROUNDS, course.tokens + GIVEN_UP)
         ground = self._ground(course, HOPE)
         bound = course.running.seconds_per_token * (1.0 - self.settings.margin)
         plans = [course.corrected(plan) for plan in all_plans(course.top, ground, self._eligible(course))]
@@ -336,21 +338,32 @@ class Planner:
         nothing = [0.0] * ground.longest
         laws = {pair: Law(nothing, law.offers) for pair, law in ground.laws.items()}
         dear = replace(ground, steps=self._beliefs.steps(course.top, course.batch), laws=laws, reaches={})
-        trials = [(plan, _trial_of(plan, dear, course.tokens + GIVEN_UP)) for plan in hopeful]
         least = course.running.seconds_per_token
 
-        def worth(pair: tuple[Plan, Trial]) -> float:
-            """What might be gained for what the trial may cost, and the more the longer ago the last one was."""
-            plan, trial = pair
-            cost = max(trial.cost - least, LEAST_COST * least)
+        def worth(plan: Plan) -> float:
+            """What might be gained for what a trial may cost, and the more the longer ago the last one was."""
+            cost = max(_shortened(plan, TRIAL_LENGTH, dear)[1] - least, LEAST_COST * least)
             return (bound - plan.seconds_per_token) / cost * course.since(plan.chain)
 
-        return max(trials, key=worth)[1]
+        chosen = max(hopeful, key=worth)
+        lengths = [1 << k for k in range(max(chosen.lengths).bit_length())]
+        return Trial([_shortened(chosen, length, dear) for length in lengths], BURST, course.tokens + GIVEN_UP)
 
     def _affordable(self, course: Course, trial: Trial, unread: Mapping[int, int] | None) -> bool:
-        """True where the budget bears the round even if nothing that it drafts is kept."""
-        cost = trial.cost - course.running.seconds_per_token + self._catching_up(course, trial.plan, unread)
-        return cost + RESERVE * course.running.seconds_per_token <= course.credit
+        """True where the budget bears the round even if nothing that it drafts is kept.
+
+        Where the beginning is the dear part, a burst begins only if it could be ended, since a later round would have
+        to begin anew.
+        """
+        pace = course.running.seconds_per_token
+        more = trial.cost - pace
+        trial.start = self._catching_up(course, trial.plan, unread)
+        if not trial.begun:
+            trial.start += course.start_of(trial.plan.chain)
+        rounds = trial.left if trial.start > more else 1
+        trial.need = trial.start + rounds * more + (0.0 if trial.begun else RESERVE * pace)
+        advance = trial.advance if trial.begun and trial.start == 0.0 else 0.0
+        return trial.need <= course.credit + advance
 
     def _catching_up(self, course: Course, plan: Plan, unread: Mapping[int, int] | None) -> float:
         return self._beliefs.catching_up(plan.chain[:-1], course.top, course.batch, unread)
@@ -363,8 +376,7 @@ class Planner:
         return reading < (self._plain(course).seconds_per_token - course.running.seconds_per_token) * remaining
 
 
-def _trial_of(plan: Plan, ground: Ground, until: int) -> Trial:
-    """A burst with short drafts, priced on a ground where nothing is kept: a round writes one token."""
-    lengths = tuple(min(length, TRIAL_LENGTH) for length in plan.lengths)
-    short = priced(plan.chain, lengths, ground)
-    return Trial(replace(plan, lengths=lengths, probe=True), BURST, short.seconds_per_token, until)
+def _shortened(plan: Plan, longest: int, ground: Ground) -> tuple[Plan, float]:
+    """A round to learn, and its seconds on a ground where nothing is kept: a round writes one token."""
+    lengths = tuple(min(length, longest) for length in plan.lengths)
+    return replace(plan, lengths=lengths, probe=True), priced(plan.chain, lengths, ground).seconds_per_token

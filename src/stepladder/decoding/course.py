@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from math import inf
 
-from stepladder.decoding.pace import Guard, Host, Rounds, Speed
-from stepladder.decoding.planning import Ground, Plan, corrected, plain_plan, priced
+from stepladder.decoding.pace import SPIKE, Guard, Host, Rounds, Speed
+from stepladder.decoding.planning import Ground, Law, Plan, corrected, plain_plan, priced
 from stepladder.decoding.stopping import Marginal
+from stepladder.decoding.times import middle
 
 LONG_AGO = 4096
 """Tokens beyond which it makes no difference when a chain was last tried."""
 
-SPIKE = 2.0
+CHARGED = 2.0
 """Multiple of its forecast cost up to which a trial round is charged."""
+
+STARTS = 3
+"""Bursts of a chain whose beginnings are remembered."""
 
 FIRST_PAUSE, LONGEST_PAUSE = 64, 512
 """Tokens before a chain that was tried in vain is tried again; doubled each time."""
@@ -50,12 +55,40 @@ tell."""
 
 @dataclass(slots=True)
 class Trial:
-    """Rounds to run to learn. ``cost``: seconds of one; ``until``: tokens after which it is given up as too dear."""
+    """Rounds to run to learn, with drafts that grow while they are kept and are short again once one is not.
 
-    plan: Plan
+    ``steps``: plans with longer and longer drafts, and seconds of a round of each in which nothing is kept. ``until``:
+    tokens after which it is given up as too dear. ``start``: seconds that the next round is expected to take more,
+    drafters having to read what they missed; ``need``: seconds that the budget must have for it; ``advance``: seconds
+    that the beginning took beyond what was foreseen. They are spent, so that the rounds behind it are judged without.
+    """
+
+    steps: Sequence[tuple[Plan, float]]
     left: int
-    cost: float
     until: int
+    at: int = 0
+    start: float = 0.0
+    need: float = 0.0
+    advance: float = 0.0
+    begun: bool = False
+
+    @property
+    def plan(self) -> Plan:
+        """What its next round runs with."""
+        return self.steps[self.at][0]
+
+    @property
+    def cost(self) -> float:
+        """Seconds of the next round where nothing is kept."""
+        return self.steps[self.at][1]
+
+    def went(self, tokens: int) -> None:
+        """A round wrote so many tokens."""
+        self.left -= 1
+        if tokens > sum(self.plan.lengths[-1:]):
+            self.at = min(self.at + 1, len(self.steps) - 1)
+        elif tokens == 1:
+            self.at = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +135,7 @@ class Course:
     quiet_until: int = 0
     pauses: dict[tuple[int, ...], tuple[int, int]] = field(default_factory=dict)
     bans: dict[tuple[int, ...], tuple[int, int]] = field(default_factory=dict)
+    starts: dict[tuple[int, ...], deque[float]] = field(default_factory=dict)
     foreseen: dict[tuple[int, ...], float] = field(default_factory=dict)
     plain_pace: float = inf
     ground: Ground | None = None
@@ -155,15 +189,20 @@ class Course:
         speed = self.speeds.get(chain)
         return speed.factor(SPEED_PRIOR) if speed else 1.0
 
-    def observe(self, plan: Plan, took: Round, share: float) -> None:
-        """A round more; ``share`` of its time may be spent on trials."""
-        tokens, seconds, reading, prompt = took.tokens, took.seconds, took.reading, took.prompt
+    def start_of(self, chain: tuple[int, ...]) -> float:
+        """Seconds that a burst's first round takes beyond its forecast: the lower middle one of the last."""
+        found = self.starts.get(chain)
+        return middle(sorted(found)) if found else 0.0
+
+    def observe(self, plan: Plan, took: Round, share: float, usual: float = inf) -> None:
+        """A round more; ``share`` of its time may be spent on trials. ``usual``: seconds that such a round takes."""
+        tokens, seconds, prompt = took.tokens, took.seconds, took.prompt
         self.rounds += 1
         self.tokens += tokens
         self._earn(seconds, share)
         if plan.plain:
             self.plain_at = self.tokens
-        pace = max(0.0, seconds - reading - prompt)
+        pace = max(0.0, seconds - took.reading - prompt)
         if not plan.probe:
             rounds = self.rounds_of.setdefault(plan.chain, Rounds())
             rounds.observe(tokens, pace, ended=took.ended)
@@ -171,33 +210,44 @@ class Course:
                 rounds.answered(*took.answer)
         foreseen = self.foreseen.get(plan.chain)
         if foreseen is not None and (plan.plain or not plan.probe):
-            self.speeds.setdefault(plan.chain, Speed()).observe(pace, tokens * foreseen)
+            self.speeds.setdefault(plan.chain, Speed()).observe(min(pace, SPIKE * usual), tokens * foreseen)
         if plan.probe:
-            self._charge(plan, tokens, max(0.0, seconds - prompt), reading)
-        elif not plan.plain:
+            self._charge(plan, tokens, max(0.0, seconds - prompt))
+            return
+        if self.trial is not None:
+            self.trial.begun = False  # its drafters have to read what this round wrote
+        if not plan.plain:
             self._watch(plan, tokens, pace)
 
     def _earn(self, seconds: float, share: float) -> None:
         """What trials may cost grows with the time spent, more slowly after trials in vain."""
         self.credit += seconds * share * max(LEAST_SHARE, 1.0 / (1.0 + self.vain / VAIN))
         if self.running.seconds_per_token < inf:
-            self.credit = min(self.credit, CREDIT * self.running.seconds_per_token)
+            need = self.trial.need if self.trial is not None else 0.0
+            self.credit = min(self.credit, max(need, CREDIT * self.running.seconds_per_token))
 
-    def _charge(self, plan: Plan, tokens: int, seconds: float, reading: float) -> None:
+    def _charge(self, plan: Plan, tokens: int, seconds: float) -> None:
         """Book what a trial round took beyond its tokens' time; what it gained is booked too.
 
-        A round out of all proportion is the machine's doing and not the trial's. Answers that run side by side may
-        bring rounds of a trial that has ended: they are booked, and count for no other.
+        A round out of all proportion is the machine's doing and not the trial's; one that begins a burst is remembered,
+        and the next burst foreseen to begin like it. Answers that run side by side may bring rounds of a trial that has
+        ended: they are booked, and count for no other.
         """
         mine = self.trial if self.trial is not None and self.trial.plan.chain == plan.chain else None
+        if mine is not None:
+            foreseen = mine.cost + mine.start
+            if not mine.begun:
+                known = self.start_of(plan.chain)
+                self.starts.setdefault(plan.chain, deque(maxlen=STARTS)).append(max(0.0, seconds - foreseen + known))
+            seconds = min(seconds, CHARGED * foreseen)
+            if not mine.begun:
+                mine.begun, mine.advance = True, max(0.0, seconds - foreseen)
         pace = self.running.seconds_per_token
         if pace < inf:
-            if mine is not None:
-                seconds = min(seconds, SPIKE * (mine.cost + reading))
             self.credit -= seconds - tokens * pace
         if mine is None:
             return
-        mine.left -= 1
+        mine.went(tokens)
         if mine.left <= 0:
             if not plan.plain:
                 self.rest(plan.chain)
@@ -239,10 +289,18 @@ class Course:
             self.rival = best.chain
             if self._is_due(best, gain > margin, doubted):
                 self._switch(best)
+            elif self.trial is None and not best.plain:
+                self.trial = self._on_probation(best, ground)
         self.foreseen = {
             self.running.chain: self.running.seconds_per_token / self._rest(self.running.chain),
             (self.top,): plain_plan(self.top, ground).seconds_per_token,
         }
+
+    def _on_probation(self, rival: Plan, ground: Ground) -> Trial:
+        """Until the next look it runs as a trial does: what it gains pays for it."""
+        law = {pair: Law([0.0] * ground.longest, law.offers) for pair, law in ground.laws.items()}
+        cost = priced(rival.chain, rival.lengths, replace(ground, laws=law, reaches={})).seconds_per_token
+        return Trial([(replace(rival, probe=True), cost)], EVERY, self.tokens + LONG_AGO)
 
     def _free(self, plans: Mapping[tuple[int, ...], Plan]) -> list[Plan]:
         """Those that are under no ban."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import log2, sqrt
+from math import inf, log2, sqrt
 
-HOST_KEEP = 0.97
-"""What a round leaves of the older ones in the measure of time beside passes."""
+from stepladder.decoding.times import WINDOW, middle
+
+SPIKE = 3.0
+"""Multiple of what is usual for a chain's round, with these passes, beyond which it is the machine's doing."""
 
 SPEED_MEMORY = 600.0
 """Rounds over which measured time is compared to the forecast."""
@@ -87,43 +89,54 @@ class Guard:
 
 
 class Host:
-    """What rounds took beyond their passes: beside each pass in plain decoding, in proportion for each chain."""
+    """What rounds took beyond their passes: beside each pass in plain decoding, in proportion for each chain.
+
+    By the middle half of the last rounds, as passes are timed: what is done once (kernels are loaded, a graph is
+    captured, a drafter reads what it missed) may take as long as twenty rounds, and a trial has six.
+    """
 
     def __init__(self) -> None:
-        self._beside = [0.0, 0.0]
-        self._drafted = [0.0, 0.0, 0.0]
-        self._chains: dict[tuple[int, ...], list[float]] = {}
+        self._beside: deque[float] = deque(maxlen=WINDOW)
+        self._further: deque[float] = deque(maxlen=WINDOW)
+        self._chains: dict[tuple[int, ...], deque[float]] = {}
 
-    def rounded(self, chain: tuple[int, ...], seconds: float, passes: float, count: float) -> None:
-        """A round took ``seconds``, ``passes`` of them in ``count`` passes, each divided by the rows that shared it."""
+    def rounded(self, chain: tuple[int, ...], seconds: float, passes: float, count: float, share: float = 1.0) -> None:
+        """A round took ``seconds``, ``passes`` of them in ``count`` passes, each divided by the rows that shared it.
+
+        ``share``: one over the rows that shared the round.
+        """
         if not count:
             return
         if len(chain) == 1:
-            told, sums = (seconds - passes, count), self._beside
-        else:
-            self._drafted = [
-                sums * HOST_KEEP + amount
-                for sums, amount in zip(self._drafted, (seconds - passes, count, 1.0), strict=True)
-            ]
-            told = (seconds, passes + self.overhead() * count + self.beside())
-            sums = self._chains.setdefault(chain, [0.0, 0.0])
-        for place, amount in enumerate(told):
-            sums[place] = sums[place] * HOST_KEEP + amount
+            self._beside.append((seconds - passes) / count)
+            return
+        if count > share:
+            self._further.append((seconds - passes - self._plain() * share) / (count - share))
+        if (explained := self._explained(chain, passes, count, share)) > 0.0:
+            self._chains.setdefault(chain, deque(maxlen=WINDOW)).append(seconds / explained)
+
+    def usual(self, chain: tuple[int, ...], passes: float, count: float, share: float = 1.0) -> float:
+        """Seconds that a chain's round with such passes usually takes; endless before any was seen."""
+        if not (self._chains.get(chain) if len(chain) > 1 else self._beside):
+            return inf
+        return self._explained(chain, passes, count, share) * self.factor(chain)
+
+    def _explained(self, chain: tuple[int, ...], passes: float, count: float, share: float) -> float:
+        if len(chain) == 1:
+            return passes + self._plain() * count
+        return passes + self.overhead() * count + self.beside() * share
 
     def _plain(self) -> float:
         """Seconds beside a round of plain decoding."""
-        total, count = self._beside
-        return max(0.0, total) / count if count else 0.0
+        return max(0.0, middle(sorted(self._beside))) if self._beside else 0.0
 
     def overhead(self) -> float:
         """Seconds beside each pass: what rounds of more passes take more, all of plain decoding's where none were seen.
 
         At most plain decoding's own: what chains take beyond that is theirs (``factor``).
         """
-        plain, (total, passes, rounds) = self._plain(), self._drafted
-        if passes <= rounds:
-            return plain
-        return min(plain, max(0.0, (total - plain * rounds) / (passes - rounds)))
+        plain = self._plain()
+        return min(plain, max(0.0, middle(sorted(self._further)))) if self._further else plain
 
     def beside(self) -> float:
         """Seconds beside each round, whatever its passes."""
@@ -131,8 +144,8 @@ class Host:
 
     def factor(self, chain: tuple[int, ...]) -> float:
         """Time of a chain's rounds over what their passes explain; 1 for one that never ran."""
-        measured, explained = self._chains.get(chain, (0.0, 0.0))
-        return measured / explained if explained > 0.0 else 1.0
+        found = self._chains.get(chain)
+        return middle(sorted(found)) if found else 1.0
 
 
 class Rounds:

@@ -104,16 +104,21 @@ class _Bucket:
 
     @property
     def seconds(self) -> float:
-        """Mean of the middle half; of two or three passes the lower middle one: the first may warm things up."""
-        count = len(self._order)
-        if count < 4:
-            return self._order[(count - 1) // 2]
-        middle = self._order[count // 4 : count - count // 4]
-        return sum(middle) / len(middle)
+        """Of two or three passes the lower middle one: the first may warm things up."""
+        return middle(self._order)
 
     @property
     def count(self) -> int:
         return len(self._recent)
+
+
+def middle(ordered: Sequence[float]) -> float:
+    """Mean of the middle half of rising numbers, one at least; of two or three the lower middle one."""
+    count = len(ordered)
+    if count < 4:
+        return ordered[(count - 1) // 2]
+    half = ordered[count // 4 : count - count // 4]
+    return sum(half) / len(half)
 
 
 class _Curve:
