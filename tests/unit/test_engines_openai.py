@@ -15,7 +15,7 @@ from openai_server import CHUNKS, FakeServer, Handler, chunk, good, reply, says,
 from stepladder.costs.fixed import FixedCosts
 from stepladder.costs.measured import MeasuredCosts, StageTiming
 from stepladder.costs.price_list import PriceListCosts
-from stepladder.engines.http import Target, exchange, new_session
+from stepladder.engines.http import Target, exchange, new_pool
 from stepladder.engines.openai import OpenAIEngine
 from stepladder.errors import ConfigError, EngineError
 from stepladder.testing import make_ladder, no_forecast
@@ -367,7 +367,7 @@ async def test_drafting_is_told_where_the_server_tells_it() -> None:
 async def asked_at(url: str) -> Fault:
     """The fault of asking there, whatever the configuration would have said of the address."""
     target = Target("small", "m", url)
-    async with new_session() as session, aclosing(exchange(session, target, CHAT)) as events:
+    async with new_pool() as pool, aclosing(exchange(pool, target, CHAT)) as events:
         (attempt,) = [event async for event in events]
     assert isinstance(attempt, Attempt)
     assert attempt.fault is not None

@@ -208,18 +208,14 @@ async def test_a_pause_teaches_nothing_about_the_servers_speed() -> None:
 
 def pauses(chance: float, fault: http.Fault, left: float = 100.0) -> float | None:
     """The pause behind a refusal, without a server."""
-
-    class Session:
-        closed = False
-
     target = http.Target("s", "m", "http://x", retries=1)
     deadline = http.Deadline("s", left)
-    call = http._Call(Session(), target, CHAT, deadline)  # type: ignore[arg-type]
+    call = http._Call(http.new_pool(), target, CHAT, deadline)
     call.was_refused = True
     return call.pause(fault, lambda: chance)
 
 
-def test_pauses_are_spread_by_chance(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_pauses_are_spread_by_chance(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http, "PAUSE_S", 0.1)
     refused = http.Fault("server", "", 503)
     assert pauses(0.0, refused) == pytest.approx(0.1)

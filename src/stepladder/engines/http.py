@@ -1,24 +1,19 @@
-"""One call to an OpenAI-compatible server over aiohttp: the code that the ``openai`` and ``llama`` engines share."""
+"""One call to an OpenAI-compatible server: the code that the ``openai`` and ``llama`` engines share."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import random
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-import aiohttp
-
-from stepladder.engines import wire
+from stepladder.engines import client, wire
 from stepladder.engines.deadline import Deadline, timed_out
 from stepladder.engines.options import Options
 from stepladder.engines.sse import Event, SSEParser
-from stepladder.patience import Patience
 from stepladder.tokens import usage_of
 from stepladder.types import Attempt, Delta, EngineEvent, Fault, Request, Usage
 
@@ -78,6 +73,17 @@ class Target:
     limits: Limits = Limits()
     ask_usage: bool = True
     retries: int = 0
+    _heads: dict[str, tuple[client.Origin, bytes]] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def head(self, path: str) -> tuple[client.Origin, bytes]:
+        """Where a request for ``path`` goes, and its head, written once. Raises ValueError where it cannot be sent."""
+        found = self._heads.get(path)
+        if found is None:
+            where = client.address_of(self.base_url)
+            headers = {**JSON_HEADERS, **self.headers}
+            found = where.origin, client.request_head(where.origin, where.path + path, headers)
+            self._heads[path] = found
+        return found
 
 
 def read_limits(options: Options) -> Limits:
@@ -91,38 +97,20 @@ def read_limits(options: Options) -> Limits:
     )
 
 
-def new_session() -> aiohttp.ClientSession:
-    """A session without limits of its own: stages bring theirs. Needs a running event loop."""
-    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_S)
-    trace = aiohttp.TraceConfig()
-    trace.on_connection_reuseconn.append(_note_reuse)
-    return aiohttp.ClientSession(
-        connector=connector,
-        timeout=aiohttp.ClientTimeout(total=None),
-        cookie_jar=aiohttp.DummyCookieJar(),
-        trace_configs=[trace],
-    )
-
-
-@dataclass(slots=True)
-class _Connection:
-    """What is known of the connection that a request goes out on."""
-
-    reused: bool = False
-
-
-async def _note_reuse(_session: aiohttp.ClientSession, context: Any, _params: Any) -> None:
-    context.trace_request_ctx.reused = True
+def new_pool() -> client.Pool:
+    """Connections for any number of stages. Needs a running event loop."""
+    return client.Pool(KEEP_ALIVE_S)
 
 
 async def exchange(
-    session: aiohttp.ClientSession,
+    pool: client.Pool,
     target: Target,
     request: Request,
     deadline: Deadline | None = None,
     *,
     reply: wire.Reply | None = None,
     chance: Callable[[], float] = random.random,
+    tell: Callable[[Attempt], None] | None = None,
 ) -> AsyncGenerator[EngineEvent, None]:
     """Ask, and yield what ``Engine.generate`` yields: deltas where the request streams, then one attempt.
 
@@ -132,26 +120,33 @@ async def exchange(
     the target's total limit from here) cuts the connection also while nobody takes the next event. A caller that wants
     to see more than the attempt tells hands in the ``reply`` that is to be filled. Pauses before the server is asked
     again (``Target.retries``) are drawn by ``chance``, numbers in [0, 1); they count as seconds and keep the deadline.
+    ``tell`` is told of the attempt before it is yielded.
     """
-    call = _Call(session, target, request, deadline or Deadline(target.stage, target.limits.total_s))
+    call = _Call(pool, target, request, deadline or Deadline(target.stage, target.limits.total_s))
     call.reply = reply or call.reply
     while True:
         fault = None
         try:
-            async with aclosing(call.deltas()) as deltas:
-                async for delta in deltas:
+            await call.open()
+            while (deltas := await call.pieces()) is not None:
+                for delta in deltas:
                     yield delta
         except wire.WireError as error:
             fault = error.fault
-        except (aiohttp.ClientError, ValueError) as error:  # ValueError: what aiohttp says of an address or header
-            call.was_unreached = _is_unreached(error)
-            fault = call.deadline.over().fault if call.was_cut else _broken(error, target)
+        except (client.HTTPError, ValueError) as error:  # ValueError: an address or header that cannot be sent
+            call.was_unreached = isinstance(error, client.UnreachedError) and not error.is_tls
+            fault = _broken(error, target)
+        finally:
+            call.close()
         pause = call.pause(fault, chance)
         if pause is None:
             break
         await asyncio.sleep(pause)
         call.begin_again()
-    yield call.attempt(_redacted(fault, target))
+    attempt = call.attempt(_redacted(fault, target))
+    if tell is not None:
+        tell(attempt)
+    yield attempt
 
 
 End = wire.WireError | Literal["done", "closed"] | None
@@ -159,17 +154,20 @@ End = wire.WireError | Literal["done", "closed"] | None
 
 
 class _Call:
-    """The state of one exchange."""
+    """The state of one exchange: ``open``, ``pieces`` until there are none, ``close``."""
 
-    def __init__(self, session: aiohttp.ClientSession, target: Target, request: Request, deadline: Deadline) -> None:
-        self.session, self.target, self.request, self.deadline = session, target, request, deadline
+    def __init__(self, pool: client.Pool, target: Target, request: Request, deadline: Deadline) -> None:
+        self.pool, self.target, self.request, self.deadline = pool, target, request, deadline
         self.reply = wire.Reply(target.stage)
-        self.was_cut = self.was_refused = self.was_unreached = False
+        self.was_refused = self.was_unreached = False
         self.tries = 1
-        self.patience: Patience
         self.hides_usage = target.ask_usage and not wire.wants_usage(request)
         """The usage of a stream was asked for by us alone, and is not passed on."""
         self.started = time.perf_counter()
+        self._connection: client.Connection | None = None
+        self._parser: SSEParser | None = None
+        self._end: End = None
+        self._clock = _Clock(deadline, self._fail)
 
     @property
     def elapsed(self) -> float:
@@ -177,7 +175,7 @@ class _Call:
 
     def pause(self, fault: Fault | None, chance: Callable[[], float]) -> float | None:
         """Seconds until it is asked again; None where it is not, since that is not safe or not worth the time."""
-        if fault is None or self.was_cut or self.tries > self.target.retries:
+        if fault is None or self.tries > self.target.retries:
             return None
         if not (self.was_unreached or (self.was_refused and fault.status in AGAIN)):
             return None
@@ -190,6 +188,7 @@ class _Call:
         """The server is asked once more; nothing of what it said counts."""
         self.was_refused = self.was_unreached = False
         self.tries += 1
+        self._clock = _Clock(self.deadline, self._fail)
 
     def attempt(self, fault: Fault | None) -> Attempt:
         """What came of it."""
@@ -201,138 +200,209 @@ class _Call:
         written = self.reply.written
         return replace(attempt, usage=_larger(attempt.usage, usage_of(self.request, "".join(written), len(written))))
 
-    async def deltas(self) -> AsyncGenerator[Delta, None]:
-        """The pieces of the answer; ``reply`` holds the whole. Raises WireError and aiohttp.ClientError."""
-        response = await self._post()
-        cut = self.deadline.at_end(lambda: self._cut(response))
-        self.patience = Patience(self.target.limits.idle_s, response.close)
+    # ── asking ───────────────────────────────────────────────────────────────
+
+    async def open(self) -> None:
+        """Ask, and wait for the head of the reply, or for all of one that is no stream. Raises WireError, HTTPError."""
+        connection = await self._asked()
+        if connection.status // 100 != 2:
+            self.was_refused = True
+            raise wire.WireError(wire.refusal(connection.status, _text_headers(connection), await self._whole()))
+        if wire.is_stream(self.request):
+            _expect_type(connection, "text/event-stream")
+            self._parser = SSEParser()
+        else:
+            _expect_type(connection, "json")
+            self.reply.read_whole(await self._whole())
+
+    async def pieces(self) -> Sequence[Delta] | None:
+        """What the next bytes of the stream hold of the answer; None once it is over. Raises WireError, HTTPError."""
+        if self._parser is None:
+            return None
+        if self._end is not None:
+            await self._ended(self._end)
+            return None
+        deltas, self._end = await self._next(self._parser)
+        return deltas
+
+    def close(self) -> None:
+        """Nobody waits any more: a connection whose reply was read to its end is kept, another is cut."""
+        self._clock.cancel()
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.release()
+
+    async def _asked(self) -> client.Connection:
+        """A connection on which the head of the reply has come."""
+        target, limits = self.target, self.target.limits
+        body = wire.body(self.request, target.model, ask_usage=target.ask_usage)
+        origin, head = target.head(wire.path(self.request))
+        self._clock.wait("no reply", limits.connect_s + limits.first_byte_s, "first_byte_timeout_s")
+        while True:
+            sent = self.elapsed
+            connection = self._connection = await self._connected(origin)
+            try:
+                connection.ask(head, body)
+                await connection.head()
+            except client.UnansweredError:
+                # A server may close a kept-alive connection just as we use it; llama.cpp does after each stream,
+                # without a word. Then nobody read the request, and it is sent again. One that was at work for a
+                # while, or that broke on a new connection, is not.
+                if not connection.reused or self.elapsed - sent > STALE_S:
+                    raise
+                connection.release()
+            else:
+                self._clock.rest()
+                return connection
+
+    async def _connected(self, origin: client.Origin) -> client.Connection:
+        left, allowed = self.deadline.left, self.target.limits.connect_s
+        if left <= 0:
+            raise self.deadline.over()
         try:
-            if response.status // 100 != 2:
-                self.was_refused = True
-                raise wire.WireError(wire.refusal(response.status, response.headers, await self._read(response)))
-            if not wire.is_stream(self.request):
-                _expect_type(response, "json")
-                self.reply.read_whole(await self._read(response))
-                return
-            _expect_type(response, "text/event-stream")
-            parser, end = SSEParser(), None
-            while end is None:
-                deltas, end = await self._next(response, parser)
-                for delta in deltas:
-                    yield delta
-            await self._ended(response, end)
-        except aiohttp.ClientError as error:
-            if self.patience.is_over:
-                missing = f"no further piece of the reply of stage '{self.target.stage}'"
-                raise timed_out(missing, self.target.limits.idle_s, "idle_timeout_s") from error
-            raise
-        finally:
-            cut.cancel()
-            self.patience.cancel()
-            response.close()  # cuts the connection, except where the body was read to its end: then it is kept
+            return await self.pool.connection(origin, min(allowed, left))
+        except client.ConnectTimeoutError as error:
+            if left < allowed:
+                raise self.deadline.over() from error
+            missing = f"no connection to the server of stage '{self.target.stage}'"
+            raise timed_out(missing, allowed, "connect_timeout_s") from error
 
-    def _cut(self, response: aiohttp.ClientResponse) -> None:
-        self.was_cut = True
-        response.close()
+    def _fail(self, error: wire.WireError) -> None:
+        if self._connection is not None:
+            self._connection.fail(error)
 
-    async def _post(self) -> aiohttp.ClientResponse:
-        if self.session.closed:
-            raise aiohttp.ClientConnectionError("the engine was closed")
-        limits = self.target.limits
-        data = wire.body(self.request, self.target.model, ask_usage=self.target.ask_usage)
-        async with self.deadline.within("no reply", limits.connect_s + limits.first_byte_s, "first_byte_timeout_s"):
-            while True:
-                connection, sent = _Connection(), self.elapsed
-                try:
-                    return await self._send(data, connection)
-                except aiohttp.ServerTimeoutError as error:
-                    missing = f"no connection to the server of stage '{self.target.stage}'"
-                    raise timed_out(missing, limits.connect_s, "connect_timeout_s") from error
-                except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
-                    # A server may close a kept-alive connection just as we use it; llama.cpp does after each stream,
-                    # without a word. Then nobody read the request, and it is sent again. One that was at work for a
-                    # while, or that broke on a new connection, is not.
-                    if not connection.reused or self.elapsed - sent > STALE_S:
-                        raise
+    # ── reading ──────────────────────────────────────────────────────────────
 
-    async def _send(self, data: bytes, connection: _Connection) -> aiohttp.ClientResponse:
-        return await self.session.post(
-            self.target.base_url + wire.path(self.request),
-            data=data,
-            headers={**JSON_HEADERS, **self.target.headers},
-            timeout=aiohttp.ClientTimeout(total=None, connect=self.target.limits.connect_s),
-            allow_redirects=False,  # else the key would follow to wherever the server points
-            trace_request_ctx=connection,
-        )
-
-    async def _next(self, response: aiohttp.ClientResponse, parser: SSEParser) -> tuple[list[Delta], End]:
+    async def _next(self, parser: SSEParser) -> tuple[list[Delta], End]:
         """The pieces of the answer that the next bytes of the stream hold, and how it ends with them."""
-        piece = await self._piece(response)
+        piece = await self._piece()
         try:
             events = parser.feed(piece) if piece else parser.finish()
         except ValueError as error:
             return [], wire.protocol_error(f"the server's stream cannot be read: {error}")
         deltas, end = self._read_events(events)
         if len(deltas) > 1:
-            deltas[:-1] = [replace(delta, more=True) for delta in deltas[:-1]]
+            deltas[:-1] = [Delta(each.text, each.raw, each.data, each.logprobs, more=True) for each in deltas[:-1]]
         if end is None and not piece:
             cut = wire.protocol_error("the server's stream ended before the answer did")
             return deltas, "closed" if self.reply.finish_reason is not None else cut
         return deltas, end
 
-    async def _ended(self, response: aiohttp.ClientResponse, end: End) -> None:
+    async def _ended(self, end: wire.WireError | str) -> None:
         if isinstance(end, wire.WireError):
             raise end
         if end == "done":
-            await self._drain(response)
+            await self._drain()
 
     def _read_events(self, events: Sequence[Event]) -> tuple[list[Delta], End]:
         deltas: list[Delta] = []
+        now = self.elapsed
         for event in events:
             if event.data.strip() == DONE:
                 return deltas, "done"
             if event.type == "error":
                 return deltas, wire.error_event(event.data)
             try:
-                delta = self.reply.read_chunk(event.data, self.elapsed, hides_usage=self.hides_usage)
+                delta = self.reply.read_chunk(event.data, now, hides_usage=self.hides_usage)
             except wire.WireError as error:
                 return deltas, error
             if not (self.hides_usage and wire.is_usage_only(delta)):
                 deltas.append(delta)
         return deltas, None
 
-    async def _drain(self, response: aiohttp.ClientResponse) -> None:
+    async def _drain(self) -> None:
+        connection = self._connection
+        if connection is None or connection.is_whole:
+            return
         try:
             async with asyncio.timeout(DRAIN_S):
-                while await response.content.readany():
+                while await connection.piece():
                     pass
-        except (TimeoutError, RuntimeError, aiohttp.ClientError):
+        except (TimeoutError, client.HTTPError):
             pass  # the answer is whole; only the connection cannot be used again
 
-    async def _read(self, response: aiohttp.ClientResponse) -> bytes:
+    async def _whole(self) -> bytes:
         pieces, size = [], 0
-        while piece := await self._piece(response):
+        while piece := await self._piece():
             pieces.append(piece)
             size += len(piece)
             if size > MAX_REPLY_BYTES:
                 raise wire.protocol_error(f"the server's reply is longer than {MAX_REPLY_BYTES} bytes")
-        return b"".join(pieces)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
-    async def _piece(self, response: aiohttp.ClientResponse) -> bytes:
-        """The next bytes of the reply, none at its end. Its end of time comes by ``_cut`` or by the call's patience."""
-        self.patience.begin()
-        try:
-            return await response.content.readany()
-        except RuntimeError as error:  # what aiohttp says where the session was closed midway
-            raise aiohttp.ClientConnectionError(str(error)) from error
-        finally:
-            self.patience.end()
+    async def _piece(self) -> bytes:
+        """The next bytes of the reply, none at its end."""
+        connection = self._connection
+        assert connection is not None  # noqa: S101 - open has set it
+        if not connection.has_more:
+            self._clock.wait("no further piece of the reply", self.target.limits.idle_s, "idle_timeout_s")
+        piece = await connection.piece()
+        self._clock.rest()
+        return piece
 
 
-def _expect_type(response: aiohttp.ClientResponse, wanted: str) -> None:
-    found = response.headers.get("Content-Type")
-    if found is not None and wanted not in found.lower():
-        raise wire.protocol_error(f"the server answered with {found}, not {wanted}", response.status)
+class _Clock:
+    """The end of a call's time and of the wait under way, at the price of one timer: a stream waits for every piece.
+
+    ``fail`` is called with what is to be said, from the event loop, once.
+    """
+
+    def __init__(self, deadline: Deadline, fail: Callable[[wire.WireError], None]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._deadline = deadline
+        self._fail = fail
+        self._end = self._due = self._loop.time() + deadline.left
+        self._wait: tuple[str, float, str] | None = None
+        self._set_for = self._end
+        self._timer: asyncio.TimerHandle | None = None
+
+    def wait(self, missing: str, seconds: float, option: str) -> None:
+        """What is ``missing`` may take so long from now, as ``option`` sets; all in all no longer than there is."""
+        self._due = self._loop.time() + seconds
+        self._wait = (missing, seconds, option)
+        if self._due >= self._end:
+            self.rest()
+        if self._timer is None or self._due < self._set_for:
+            self._set()
+
+    def rest(self) -> None:
+        """Nothing is waited for: the reader's time is not the server's."""
+        self._due, self._wait = self._end, None
+
+    def cancel(self) -> None:
+        """It is over."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _set(self) -> None:
+        self.cancel()
+        self._set_for = self._due
+        self._timer = self._loop.call_at(self._due, self._look)
+
+    def _look(self) -> None:
+        if self._loop.time() < self._due:
+            self._set()
+        elif self._wait is None:
+            self._fail(self._deadline.over())
+        else:
+            missing, seconds, option = self._wait
+            self._fail(timed_out(f"{missing} of stage '{self._deadline.stage}'", seconds, option))
+
+
+def _expect_type(connection: client.Connection, wanted: str) -> None:
+    found = connection.headers.get(b"content-type")
+    if found is not None and wanted.encode() not in found.lower():
+        told = found.decode("latin-1")
+        raise wire.protocol_error(f"the server answered with {told}, not {wanted}", connection.status)
+    coding = connection.headers.get(b"content-encoding", b"identity").decode("latin-1")
+    if coding.lower() != "identity":
+        raise wire.protocol_error(f"the server answered with {coding}, though it was asked not to", connection.status)
+
+
+def _text_headers(connection: client.Connection) -> Mapping[str, str]:
+    """As people write their names: Retry-After."""
+    return {name.decode("latin-1").title(): value.decode("latin-1") for name, value in connection.headers.items()}
 
 
 def _larger(told: Usage, estimated: Usage) -> Usage:
@@ -344,36 +414,26 @@ def _larger(told: Usage, estimated: Usage) -> Usage:
     )
 
 
-def _broken(error: aiohttp.ClientError | ValueError, target: Target) -> Fault:
+def _broken(error: client.HTTPError | ValueError, target: Target) -> Fault:
     LOG.warning("stage '%s' at %s: %s", target.stage, target.base_url, str(error) or type(error).__name__)
     return Fault("connect", _described(error, target.stage))
 
 
-def _described(error: aiohttp.ClientError | ValueError, stage: str) -> str:
-    """What happened, without the address that aiohttp's own words name."""
+def _described(error: client.HTTPError | ValueError, stage: str) -> str:
+    """What happened, without an address."""
     server = f"the server of stage '{stage}'"
-    if isinstance(error, aiohttp.ClientConnectorError):  # before ValueError, which untrusted certificates are too
-        return f"{server} cannot be reached ({_os_reason(error)}); base_url of that stage says where"
-    if isinstance(error, aiohttp.InvalidURL) or not isinstance(error, aiohttp.ClientError):
-        return f"{server} cannot be asked ({type(error).__name__}); base_url and headers of that stage say how"
-    if isinstance(error, aiohttp.ClientOSError):
-        return f"the connection to {server} broke ({_os_reason(error)})"
-    if isinstance(error, aiohttp.ClientPayloadError):
-        return f"the reply of {server} broke off"
-    return f"the connection to {server} was closed"
-
-
-def _is_unreached(error: aiohttp.ClientError | ValueError) -> bool:
-    """True where no connection stood, so that nothing was sent. Certificates that are not trusted stay so."""
-    return isinstance(error, aiohttp.ClientConnectorError) and not isinstance(error, aiohttp.ClientSSLError)
-
-
-def _os_reason(error: OSError) -> str:
-    if isinstance(error, aiohttp.ClientConnectorDNSError):
-        return "no such host"
-    if isinstance(error, aiohttp.ClientSSLError):
-        return "TLS failed"
-    return os.strerror(error.errno).lower() if error.errno and error.errno > 0 else "no connection"
+    match error:
+        case client.UnreachedError(reason=reason):
+            return f"{server} cannot be reached ({reason}); base_url of that stage says where"
+        case client.UnfinishedError(reason=reason):
+            return f"the reply of {server} broke off" + (f" ({reason})" if reason else "")
+        case client.UnansweredError(reason=reason) if reason:
+            return f"the connection to {server} broke ({reason})"
+        case client.UnreadableError():
+            return f"{server} does not speak HTTP as it should ({error.reason})"
+        case client.HTTPError():
+            return f"the connection to {server} was closed"
+    return f"{server} cannot be asked ({type(error).__name__}); base_url and headers of that stage say how"
 
 
 def _redacted(fault: Fault | None, target: Target) -> Fault | None:

@@ -15,11 +15,10 @@ from contextlib import ExitStack, aclosing
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 
-import aiohttp
-
+from stepladder.engines.client import Pool
 from stepladder.engines.deadline import Deadline
 from stepladder.engines.forecast import Forecasts
-from stepladder.engines.http import Limits, Target, bearer, exchange, new_session, read_limits
+from stepladder.engines.http import Limits, Target, bearer, exchange, new_pool, read_limits
 from stepladder.engines.llama_drafting import Drafter, check_drafter, check_room, read_speculation
 from stepladder.engines.llama_process import Child, Model, start_child
 from stepladder.engines.llama_trial import Trial
@@ -98,7 +97,7 @@ class LlamaEngine:
             if settings.on_trial:
                 first, *rest = settings.on_trial
                 self._trials[stage.name] = _OnTrial(host.drafting(first), tuple(rest))
-        self._session: aiohttp.ClientSession | None = None
+        self._pool: Pool | None = None
         self._closed = False
 
     def capabilities(self, stage: Stage) -> frozenset[Capability]:
@@ -151,9 +150,9 @@ class LlamaEngine:
     async def close(self) -> None:
         """End every process and close the connections."""
         self._closed = True
-        session, self._session = self._session, None
-        if session is not None:
-            await session.close()
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            await pool.close()
         to_come = tuple(self._to_come.values())
         for task in to_come:
             task.cancel()
@@ -217,10 +216,10 @@ class LlamaEngine:
     async def _ask(
         self, request: Request, host: _Host, child: Child, deadline: Deadline
     ) -> AsyncGenerator[EngineEvent, None]:
-        if self._session is None:
-            self._session = new_session()
+        if self._pool is None:
+            self._pool = new_pool()
         reply = host.reply()
-        async with aclosing(exchange(self._session, host.target(child), request, deadline, reply=reply)) as events:
+        async with aclosing(exchange(self._pool, host.target(child), request, deadline, reply=reply)) as events:
             async for event in events:
                 if isinstance(event, Attempt):
                     event = await host.explained(event, child)  # noqa: PLW2901 - the attempt, told better

@@ -9,11 +9,10 @@ from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import ExitStack, aclosing
 from urllib.parse import urlsplit
 
-import aiohttp
-
+from stepladder.engines.client import Pool
 from stepladder.engines.deadline import Deadline
 from stepladder.engines.forecast import Forecasts
-from stepladder.engines.http import Target, bearer, exchange, new_session, read_limits
+from stepladder.engines.http import Target, bearer, exchange, new_pool, read_limits
 from stepladder.engines.options import Options
 from stepladder.engines.wire import WireError
 from stepladder.errors import EngineError
@@ -53,7 +52,7 @@ class OpenAIEngine:
         }
         self._forecasts = Forecasts()
         self._chance = chance
-        self._session: aiohttp.ClientSession | None = None
+        self._pool: Pool | None = None
         self._closed = False
 
     def capabilities(self, stage: Stage) -> frozenset[Capability]:
@@ -73,38 +72,48 @@ class OpenAIEngine:
     async def start(self) -> None:
         """Open the pool; servers are not asked, since one that is down must not keep the others from working."""
         self._closed = False
-        if self._session is None:
-            self._session = new_session()
+        if self._pool is None:
+            self._pool = new_pool()
 
     async def close(self) -> None:
         """Close every connection."""
         self._closed = True
-        session, self._session = self._session, None
-        if session is not None:
-            await session.close()
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            await pool.close()
 
-    async def generate(
+    def generate(
         self, request: Request, stage: Stage, draft: Attempt | None = None
     ) -> AsyncGenerator[EngineEvent, None]:
         """Ask the stage's server. Raises EngineError after ``close`` only."""
+        target = self._targets[stage.name]
+        deadline = Deadline(stage.name, target.limits.total_s)
+        if self._pool is None or stage.name in self._places:
+            return self._in_place(request, stage, deadline)
+        return exchange(self._pool, target, request, deadline, chance=self._chance, tell=self._observe)
+
+    async def _in_place(self, request: Request, stage: Stage, deadline: Deadline) -> AsyncGenerator[EngineEvent, None]:
+        """The same where a place has to be waited for, or the pool to be opened first."""
         if self._closed:
             raise EngineError(f"stage '{stage.name}': the engine was closed")
         await self.start()
-        deadline = Deadline(stage.name, self._targets[stage.name].limits.total_s)
         with ExitStack() as held:
             try:
                 await self._take_place(stage, deadline, held)
             except WireError as error:
                 yield Attempt(stage.name, fault=error.fault)
                 return
-            if self._session is None:
+            if self._pool is None:
                 raise EngineError(f"stage '{stage.name}': the engine was closed")
             target = self._targets[stage.name]
-            async with aclosing(exchange(self._session, target, request, deadline, chance=self._chance)) as events:
+            made = exchange(self._pool, target, request, deadline, chance=self._chance, tell=self._observe)
+            async with aclosing(made) as events:
                 async for event in events:
-                    if isinstance(event, Attempt) and event.tries == 1:  # a pause says nothing of the server's speed
-                        self._forecasts.observe(event)
                     yield event
+
+    def _observe(self, attempt: Attempt) -> None:
+        if attempt.tries == 1:  # a pause says nothing of the server's speed
+            self._forecasts.observe(attempt)
 
     async def _take_place(self, stage: Stage, deadline: Deadline, held: ExitStack) -> None:
         place = self._places.get(stage.name)
