@@ -14,7 +14,7 @@ import pytest
 
 from gateway_fakes import PRICE, STAGES, attempt, chunk, echoes, fault, get, plays, post, world
 from stepladder.errors import EngineError
-from stepladder.gateway.app import GatewaySettings, while_connected
+from stepladder.gateway.app import GatewaySettings
 from stepladder.gateway.report import call_headers
 from stepladder.gateway.stream import is_preamble
 from stepladder.types import Delta, EngineEvent, Request, Stage, Usage
@@ -275,55 +275,7 @@ async def test_a_router_that_cannot_start_is_closed(monkeypatch: pytest.MonkeyPa
     assert made.store.closed
 
 
-# ── a client that leaves ─────────────────────────────────────────────────────
-
-
-async def test_work_ends_when_the_client_leaves() -> None:
-    gone, ended = asyncio.Event(), asyncio.Event()
-
-    async def receive() -> dict[str, Any]:
-        await gone.wait()
-        return {"type": "http.disconnect"}
-
-    async def work() -> None:
-        gone.set()
-        try:
-            await asyncio.Event().wait()
-        finally:
-            ended.set()
-
-    await while_connected(receive, work())
-    assert ended.is_set()
-
-
-async def test_being_cancelled_oneself_is_passed_on() -> None:
-    ended = asyncio.Event()
-
-    async def work() -> None:
-        try:
-            await asyncio.Event().wait()
-        finally:
-            ended.set()
-
-    task = asyncio.create_task(while_connected(_forever, work()))
-    await asyncio.sleep(0)
-    await asyncio.sleep(0)
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    assert ended.is_set()
-
-
-async def test_what_work_raises_is_raised() -> None:
-    async def work() -> None:
-        raise ValueError("mine")
-
-    with pytest.raises(ValueError, match="mine"):
-        await while_connected(_forever, work())
-
-
-async def _forever() -> Any:
-    await asyncio.Event().wait()
+# ── many at once ─────────────────────────────────────────────────────────────
 
 
 async def test_many_at_once_do_not_mix() -> None:

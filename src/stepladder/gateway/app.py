@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,7 +15,7 @@ from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HTTPRequest
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from stepladder.errors import AccessError, RequestError
 from stepladder.gateway.access import ACCESS, FreeGate, Gate, access_of
@@ -24,6 +24,7 @@ from stepladder.gateway.exposition import CONTENT_TYPE
 from stepladder.gateway.faults import BAD_REQUEST, error_body, error_reply
 from stepladder.gateway.feedback import keep, read_feedback
 from stepladder.gateway.health import readiness
+from stepladder.gateway.leaving import LEAVING, until_left, while_connected
 from stepladder.gateway.media import Urls, check_urls
 from stepladder.gateway.openapi import document
 from stepladder.gateway.replies import WRITE_IDLE_S, EventStream, Reply, Sendable, json_reply
@@ -109,9 +110,28 @@ def create_app(
         Route("/openapi.json", free(doors.openapi), methods=["GET"]),
     ]
     handlers: Mapping[Any, Any] = {HTTPException: partial(_no_such_door, watch)}
-    app = Starlette(routes=routes, lifespan=lifespan, exception_handlers=handlers)
+    app = Gateway(routes=routes, lifespan=lifespan, exception_handlers=handlers)
     app.router.redirect_slashes = False  # a redirect would lose the body with some clients
     return app
+
+
+class Gateway(Starlette):
+    """Starlette with a short way to the routes that are one fixed address each.
+
+    What it would do for them, it does for all else: matching patterns, and telling of addresses and methods that there
+    are not. What a door lets through of an exception is the server's to tell, as it would be behind Starlette.
+    """
+
+    def __init__(self, routes: Sequence[Route], **starlette: Any) -> None:
+        super().__init__(routes=routes, **starlette)
+        fixed = [route for route in routes if not route.param_convertors]
+        self._doors = {(method, route.path): route.app for route in fixed for method in route.methods or ()}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        door: ASGIApp | None = None
+        if scope["type"] == "http" and not scope.get("root_path"):
+            door = self._doors.get((scope["method"], scope["path"]))
+        await (super().__call__ if door is None else door)(scope, receive, send)
 
 
 class Doors:
@@ -284,7 +304,9 @@ class Door:
             sent.visit.ending = "left"
         else:
             sent.visit.bytes_in = len(body)
-            if not await while_connected(receive, self._reply(scope, body, sent)):
+            work, leaving = self._reply(scope, body, sent), scope.get(LEAVING)
+            stayed = while_connected(receive, work) if leaving is None else until_left(leaving, work)
+            if not await stayed:
                 sent.visit.ending = "left"
 
     async def _reply(self, scope: Scope, body: bytes, send: Send) -> None:
@@ -379,30 +401,6 @@ def _too_large(limit: int) -> RequestError:
 
 def _unsupported(what: str) -> RequestError:
     return RequestError(f"cannot read {what}", code="unsupported_media_type")
-
-
-async def while_connected(receive: Receive, work: Coroutine[Any, Any, None]) -> bool:
-    """Run ``work`` to its end, or cancel it as soon as the client leaves: nobody would read what it makes.
-
-    False where the client left.
-    """
-    task = asyncio.create_task(work)
-    watcher = asyncio.create_task(_gone(receive))
-    watcher.add_done_callback(lambda done: None if done.cancelled() else task.cancel())
-    try:
-        await task
-    except asyncio.CancelledError:
-        if not watcher.done() or watcher.cancelled():
-            raise  # it was not the client that left
-        return False
-    finally:
-        watcher.cancel()
-    return True
-
-
-async def _gone(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
 
 
 async def _no_such_door(watch: Watch, request: HTTPRequest, error: Exception) -> Response:

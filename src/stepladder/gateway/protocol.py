@@ -17,6 +17,7 @@ from typing import Any, Literal
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from stepladder.gateway.faults import BAD_REQUEST, error_body
+from stepladder.gateway.leaving import LEAVING, Leaving
 from stepladder.gateway.wire import dumps
 
 log = logging.getLogger("stepladder.gateway")
@@ -122,10 +123,9 @@ class GuardedProtocol(HttpToolsProtocol):
                 del self._addresses[self._address]
             self._address = None
         self._stop_timer()
-        for cycle in self._earlier:
-            cycle.disconnected = True
-            cycle.message_event.set()
+        left = self._at_work()
         super().connection_lost(exc)
+        _tell_left(left)
 
     def data_received(self, data: bytes) -> None:
         """Counts, hands on, and sees what is still missing."""
@@ -164,6 +164,7 @@ class GuardedProtocol(HttpToolsProtocol):
             self._earlier = [*self._unanswered(), self.cycle]
         elif self._earlier:
             self._earlier = []
+        self.scope[LEAVING] = Leaving(self.flow)  # type: ignore[literal-required]
         super().on_headers_complete()
         self.headers = []
 
@@ -191,8 +192,12 @@ class GuardedProtocol(HttpToolsProtocol):
         cycle: Any = self.cycle  # None before the first request, which its declared type does not tell
         return cycle is not None and not cycle.response_complete
 
+    def _at_work(self) -> list[Any]:
+        """The requests whose reply is not whole, in their order."""
+        return [*self._unanswered(), self.cycle] if self._is_answering() else []
+
     def _unanswered(self) -> list[Any]:
-        """The requests before the last whose reply is not whole."""
+        """The same without the last."""
         return [cycle for cycle in self._earlier if not cycle.response_complete]
 
     # ── time ─────────────────────────────────────────────────────────────────
@@ -246,15 +251,11 @@ class GuardedProtocol(HttpToolsProtocol):
         """Say why, unless a reply is on its way, read what else comes for a moment, and close."""
         self._refused = True
         self._stop_timer()
-        if self._is_answering():
-            waiting = [*self._unanswered(), self.cycle]
-            if waiting[0].response_started:
-                self.transport.close()
-                return
-            for cycle in waiting:  # the application's replies would follow ours
-                cycle.disconnected = True
-                cycle.waiting_for_100_continue = False
-                cycle.message_event.set()
+        waiting = self._at_work()
+        if waiting and waiting[0].response_started:
+            self.transport.close()
+            return
+        _tell_left(waiting)  # the application's replies would follow ours
         log.log(
             logging.INFO if status < 500 else logging.WARNING, "a connection is refused with %d: %s", status, message
         )
@@ -267,3 +268,12 @@ class GuardedProtocol(HttpToolsProtocol):
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self.loop.call_later(LINGER_S, self.transport.close)
+
+
+def _tell_left(cycles: list[Any]) -> None:
+    """Nobody waits for these replies any more: whoever receives is told, and who asked to be told directly."""
+    for cycle in cycles:
+        cycle.disconnected = True
+        cycle.waiting_for_100_continue = False
+        cycle.message_event.set()
+        cycle.scope[LEAVING].tell()

@@ -154,6 +154,8 @@ def _server(served: Served, grace_s: float, limits: ConnectionLimits | None = No
     config = uvicorn.Config(
         served.turnstile,
         loop="auto",  # uvloop where it exists
+        interface="asgi3",
+        proxy_headers=False,  # nothing here asks what address a proxy says that its client has
         http=guarded(limits),  # type: ignore[arg-type]  # called like the class that it asks for
         timeout_keep_alive=limits.keep_alive_s,
         ws="none",

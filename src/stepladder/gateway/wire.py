@@ -6,7 +6,7 @@ Every field of a body that is not read here stays in ``Request.params`` as it ca
 from __future__ import annotations
 
 import math
-import uuid
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -21,6 +21,9 @@ from stepladder.types import EMPTY, Answer, Attempt, Capability, Dials, Endpoint
 
 BLOCK = "stepladder"
 HEADER_PREFIX = b"x-stepladder-"
+UNTURNED = Dials()
+"""The dials of a caller who asks for nothing of his own."""
+
 STREAM_MODES: tuple[str, ...] = get_args(StreamMode)
 MAX_SESSION_CHARS = 256
 """A conversation's name is kept as long as the conversation is remembered."""
@@ -104,7 +107,7 @@ def read_request(
     _check_stream(params)
     stage, preset = read_model(body.get("model"), names)
     return Request(
-        id=f"req-{uuid.uuid4().hex}",
+        id=f"req-{os.urandom(16).hex()}",
         messages=messages,
         prompt=prompt,
         params=params,
@@ -141,8 +144,9 @@ def needs(params: Mapping[str, Any], messages: tuple[Mapping[str, Any], ...] = (
         found.add("logprobs")
     if _wants_json(params.get("response_format")):
         found.add("json")
-    if any(_has_image(message.get("content")) for message in messages):
-        found.add("images")
+    for message in messages:
+        if _has_image(message.get("content")):
+            found.add("images")
     if "prompt" in params and not messages:
         found.add("prompts")
     return frozenset(found)
@@ -173,17 +177,20 @@ def _messages(value: Any) -> tuple[Mapping[str, Any], ...]:
 
 
 def _check_message(index: int, message: Any) -> None:
-    place = f"messages[{index}]"
     if not isinstance(message, dict):
-        raise RequestError(f"{place} must be an object, not {_kind(message)}", param=place)
+        raise _wrong(index, "", f"must be an object, not {_kind(message)}")
     role, content = message.get("role"), message.get("content")
     if not isinstance(role, str) or not role:
-        raise RequestError(f"{place}.role must be a string such as 'user', not {_kind(role)}", param=f"{place}.role")
+        raise _wrong(index, ".role", f"must be a string such as 'user', not {_kind(role)}")
     if not _is_content(content):
-        told = f"{place}.content must be a string, a list of parts or null"
-        raise RequestError(told, param=f"{place}.content")
+        raise _wrong(index, ".content", "must be a string, a list of parts or null")
     if role == "user" and _is_empty(content):  # other roles may say nothing: calls of tools, and what tools return
-        raise RequestError(f"{place}.content is empty: a user's message must say something", param=f"{place}.content")
+        raise _wrong(index, ".content", "is empty: a user's message must say something")
+
+
+def _wrong(index: int, field: str, why: str) -> RequestError:
+    place = f"messages[{index}]{field}"
+    return RequestError(f"{place} {why}", param=place)
 
 
 def _is_content(content: Any) -> bool:
@@ -265,6 +272,8 @@ def read_dials(
     if stage is not None:
         _check_pin(stage, asked)
     told = _from_headers(headers)
+    if stage is None and not (asked or told or preset):
+        return UNTURNED
     _check_told(told, {"mode": modes, "min_stage": stages, "max_stage": stages})
     values = {**preset, **told, **asked}
     if stage is not None:
