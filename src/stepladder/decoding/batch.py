@@ -1,4 +1,4 @@
-"""Runs many answers at once: what their generators ask of one stage goes through it in one pass."""
+"""Runs many answers at once: what their generators ask of one stage goes through it in one pass, or in one round."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from stepladder.decoding.models import Feed
-from stepladder.decoding.sequence import Ask, Sequence
+from stepladder.decoding.sequence import Ask, RoundAsk, Sequence
 
 
 class Reader(Protocol):
@@ -19,6 +19,14 @@ class Reader(Protocol):
     def open(self) -> int: ...
     def close(self, slot: int) -> None: ...
     def forward(self, feeds: Row[Feed]) -> list[Tensor]: ...
+
+
+class Runner(Protocol):
+    """What a batch needs of whoever runs whole rounds (``rounds.AllRounds``)."""
+
+    def ready(self, asks: Row[RoundAsk]) -> float: ...
+    def run(self, asks: Row[RoundAsk]) -> Row[Any]: ...
+    def passes(self, ask: RoundAsk) -> Mapping[int, int]: ...
 
 
 OnPass = Callable[[int, int, int, float], None]
@@ -33,13 +41,18 @@ ALIKE = 2
 
 @dataclass(frozen=True, slots=True)
 class Took:
-    """What a pass was to one of its answers: ``read`` tokens for ``want`` logits beside ``rows`` − 1 others."""
+    """What a pass was to one of its answers: ``read`` tokens for ``want`` logits beside ``rows`` − 1 others.
+
+    ``whole``: it was a whole round, and ``captured_s`` are the seconds before it in which its graph was made.
+    """
 
     stage: int
     read: int
     want: int
     rows: int
     seconds: float
+    whole: bool = False
+    captured_s: float = 0.0
 
 
 @dataclass(slots=True, eq=False)
@@ -50,9 +63,9 @@ class Job:
     counts the passes it took part in, by stage; ``told`` hears of each.
     """
 
-    asking: Generator[Ask, Tensor, Any]
+    asking: Generator[Ask | RoundAsk, Any, Any]
     answer: Sequence
-    ask: Ask | None = None
+    ask: Ask | RoundAsk | None = None
     result: Any = None
     error: BaseException | None = None
     passes: dict[int, int] = field(default_factory=dict)
@@ -72,6 +85,7 @@ class Batch:
     for longer than a pass of its stage takes goes first: a busy lower stage leaves a higher one half of the time. Not
     safe for more than one thread. ``on_pass`` is told of passes; ``timer`` gives monotonic seconds. A pass reads at
     most ``chunk`` tokens of an answer. ``usual`` are seconds of a pass by stage, where known before the first.
+    ``rounds`` runs whole rounds, where answers ask for them.
     """
 
     def __init__(
@@ -82,8 +96,10 @@ class Batch:
         on_pass: OnPass | None = None,
         chunk: int = CHUNK,
         usual: Mapping[int, float] | None = None,
+        rounds: Runner | None = None,
     ) -> None:
         self._models = models
+        self._rounds = rounds
         self._timer = timer
         self._on_pass = on_pass
         self._chunk = chunk
@@ -112,15 +128,15 @@ class Batch:
         if not waiting:
             return self._ended()
         stage = self._next_stage(waiting)
-        served = [job for job in waiting if job.ask is not None and job.ask.stage == stage]
+        served = _alike([job for job in waiting if job.ask is not None and job.ask.stage == stage])
         try:
-            logits = self._pass(stage, served)
+            found = self._round(served) if isinstance(served[0].ask, RoundAsk) else self._pass(stage, served)
         except Exception as error:  # noqa: BLE001 - whatever a model raises ends the answers in the pass, not the engine
             for job in served:
                 job.error, job.ask = error, None
             return self._ended()
-        for job, told in zip(served, logits, strict=True):
-            if job.ask is not None and job.answer.read[stage] == len(job.answer.tokens):
+        for job, told in zip(served, found, strict=True):
+            if isinstance(job.ask, RoundAsk) or (job.ask is not None and job.answer.read[stage] == job.ask.end):
                 self._advance(job, told)
             else:
                 job.since = self._timer()
@@ -153,21 +169,44 @@ class Batch:
                 job.told(Took(stage, len(feed.tokens), feed.want, len(feeds), seconds))
         return logits
 
-    def _feed(self, stage: int, job: Job) -> Feed:
-        """What the answer asks for, or the next chunk of what has to be read before."""
-        assert job.ask is not None  # noqa: S101 - only those that wait are served
-        answer, start = job.answer, job.ask.start
+    def _round(self, served: list[Job]) -> Row[Any]:
+        """A round of answers whose asks are alike."""
+        asks = [job.ask for job in served if isinstance(job.ask, RoundAsk)]
+        assert self._rounds is not None  # noqa: S101 - who asks for rounds was given what runs them
+        for ask in asks:
+            for stage in ask.chain:
+                self._hold(stage, ask.sequence)
+        captured_s, started = self._rounds.ready(asks), self._timer()
+        found = self._rounds.run(asks)
+        seconds = self._lasts[asks[0].stage] = self._timer() - started
+        for job, ask in zip(served, asks, strict=True):
+            for stage, count in self._rounds.passes(ask).items():
+                job.passes[stage] = job.passes.get(stage, 0) + count
+            if job.told is not None:
+                job.told(Took(ask.stage, 1, 1, len(asks), seconds, whole=True, captured_s=captured_s))
+        return found
+
+    def _hold(self, stage: int, answer: Sequence) -> None:
+        """See to it that an answer has a cache row of a stage."""
         if stage not in answer.slots:
             answer.slots[stage] = self._models[stage].open()
-        tokens, want = answer.tokens[start:], job.ask.want
+            answer.read[stage] = 0
+
+    def _feed(self, stage: int, job: Job) -> Feed:
+        """What the answer asks for, or the next chunk of what has to be read before."""
+        assert isinstance(job.ask, Ask)  # noqa: S101 - rounds are served apart
+        answer, start = job.answer, job.ask.start
+        self._hold(stage, answer)
+        tokens, want = answer.tokens[start : job.ask.end], job.ask.want
         if len(tokens) > max(self._chunk, want):
             tokens, want = tokens[: min(self._chunk, len(tokens) - want)], 0
         return Feed(answer.slots[stage], start, tokens, want)
 
-    def _advance(self, job: Job, logits: Tensor | None) -> None:
+    def _advance(self, job: Job, found: Any) -> None:
+        """Send an answer what it asked for: logits, or what a round wrote; None at its beginning."""
         job.since = self._timer()
         try:
-            job.ask = next(job.asking) if logits is None else job.asking.send(logits)
+            job.ask = next(job.asking) if found is None else job.asking.send(found)
         except StopIteration as stopped:
             job.ask, job.result = None, stopped.value
         except Exception as error:  # noqa: BLE001 - one answer's mistake must not end the others
@@ -185,3 +224,13 @@ class Batch:
             self._models[stage].close(slot)
         job.answer.slots.clear()
         job.answer.read.clear()
+
+
+def _alike(jobs: list[Job]) -> list[Job]:
+    """Those that can be served with the one that has waited for longest: in one pass, or in one round."""
+
+    def kind(job: Job) -> tuple[object, ...] | None:
+        return job.ask.kind if isinstance(job.ask, RoundAsk) else None
+
+    first = kind(min(jobs, key=lambda job: job.since))
+    return [job for job in jobs if kind(job) == first]

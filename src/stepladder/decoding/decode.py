@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
+from typing import Any, Protocol
 
-from torch import Tensor
+from stepladder.decoding.chain import Emitted, Run
+from stepladder.decoding.sequence import Ask, RoundAsk
 
-from stepladder.decoding.chain import Emitted, Run, Verifier
-from stepladder.decoding.sequence import Ask
+
+class Chain(Protocol):
+    """What writes a round: a ``chain.Verifier``, pass by pass, or a ``rounds.DeviceRound``."""
+
+    def round(self, run: Run, most: int) -> Generator[Ask | RoundAsk, Any, list[Emitted]]:
+        """At least one token, at most ``most``, appended to the answer."""
+        ...
 
 
 def decode(
-    run: Run, chain: Callable[[], Verifier], most: int, keep: Callable[[list[Emitted]], bool]
-) -> Generator[Ask, Tensor, str]:
+    run: Run, chain: Callable[[], Chain], most: int, keep: Callable[[list[Emitted]], bool]
+) -> Generator[Ask | RoundAsk, Any, str]:
     """Rounds until an end: returns "stop" behind a token that ends the answer or where ``keep`` says so, or "length".
 
     ``chain`` gives the chain for the next round; ``keep`` is told what a round wrote and returns True to stop there.

@@ -7,7 +7,7 @@ leaves over another. ``Point`` is the law of a token that is certain: an argmax,
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -110,6 +110,13 @@ class Sampling:
     def greedy(self) -> bool:
         """True where nothing is left to chance."""
         return self.temperature == 0
+
+    @property
+    def kind(self) -> Literal["greedy", "whole", "cut"]:
+        """What it takes to make a law: an argmax, the temperature alone, or cuts by top-k and top-p."""
+        if self.greedy:
+            return "greedy"
+        return "whole" if self.top_k == 0 and self.top_p == 1 else "cut"
 
     @property
     def plain(self) -> bool:

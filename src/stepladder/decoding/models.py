@@ -29,6 +29,10 @@ FEW = 8
 WIDEST = WIDTHS[-1] - FEW
 """Wanted tokens of a narrow pass."""
 
+SOME = 4 * WIDTHS[-1]
+"""Tokens that a row has missed, all of a prompt left aside, and reads in several narrow passes: as many of them take
+less time than one packed pass of a length that was not seen before, for which libraries load kernels."""
+
 PROBE = 8
 """Tokens by which a model of an untried family is compared with itself."""
 
@@ -205,11 +209,21 @@ class LanguageModel:
             if cut < len(feed.tokens)
         ]
         found: dict[int, torch.Tensor] = {}
-        for parts, read in ((begun, self._packed), (ended, self._narrow)):
+        missed = [part for part in begun if part[1].start and not part[1].want and len(part[1].tokens) <= SOME]
+        packed = [part for part in begun if part not in missed]
+        for parts, read in ((packed, self._packed), (missed, self._catch_up), (ended, self._narrow)):
             if parts:
                 logits = read([feed for _, feed in parts])
                 found.update(zip((index for index, _ in parts), logits, strict=True))
         return [found[index] for index in range(len(feeds))]
+
+    def _catch_up(self, feeds: Sequence[Feed]) -> list[torch.Tensor]:
+        """Narrow passes over feeds of which nothing is wanted, each by itself."""
+        wide = WIDTHS[-1]
+        for feed in feeds:
+            for at in range(0, len(feed.tokens), wide):
+                self._narrow([Feed(feed.slot, feed.start + at, feed.tokens[at : at + wide], 0)])
+        return [torch.empty((0, self.vocab), device=self.device) for _ in feeds]
 
     @torch.inference_mode()
     def _narrow(self, feeds: Sequence[Feed]) -> list[torch.Tensor]:

@@ -20,9 +20,13 @@ class SeededOracle:
     def __init__(self, seed: int | str) -> None:
         self._random = random.Random(seed)  # noqa: S311 - sampling of text, no secret
 
+    def number(self) -> float:
+        """The next number of the stream, even over [0, 1)."""
+        return self._random.random()
+
     def accept(self, probability: float) -> bool:
         """True with this probability."""
-        return self._random.random() < probability
+        return self.number() < probability
 
     def draw(self, law: Law) -> int:
         """A token by inversion of the cumulative weights in float64; never one of weight 0.
@@ -35,7 +39,7 @@ class SeededOracle:
         mass = float(cumulative[-1])
         if not 0 < mass < float("inf"):
             raise EngineError(f"a token was to be drawn from a law of mass {mass}: the model gave no numbers")
-        aim = self._random.random() * mass
+        aim = self.number() * mass
         place = int(cumulative.searchsorted(aim, side="right"))
         if place < len(cumulative):
             return place

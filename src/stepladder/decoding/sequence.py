@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+
+from stepladder.decoding.laws import Sampling
 
 
 @dataclass(slots=True)
@@ -39,14 +42,45 @@ class Sequence:
 class Ask:
     """A stage is to read the sequence to its end and tell the logits after each of its last ``want`` tokens.
 
-    The answer is a tensor of shape (want, vocabulary).
+    The answer is a tensor of shape (want, vocabulary). ``behind``: so many of the last tokens are left unread.
     """
 
     stage: int
     sequence: Sequence
     want: int
+    behind: int = 0
 
     @property
     def start(self) -> int:
         """Position of the first token that the stage has to read: the last ``want`` are read in any case."""
-        return min(self.sequence.read.get(self.stage, 0), len(self.sequence.tokens) - self.want)
+        return min(self.sequence.read.get(self.stage, 0), self.end - self.want)
+
+    @property
+    def end(self) -> int:
+        """Position behind the last token that it has to read."""
+        return len(self.sequence.tokens) - self.behind
+
+
+@dataclass(frozen=True, slots=True)
+class RoundAsk:
+    """A whole round of the stages ``chain``, bottom first, on their device, with drafts of ``lengths`` or those given.
+
+    The answer is a ``rounds.Wrote``, and its tokens stand in the sequence.
+    """
+
+    chain: tuple[int, ...]
+    lengths: tuple[int, ...]
+    sequence: Sequence
+    sampling: Sampling
+    chance: Callable[[], float]
+    given: tuple[int, ...] = ()
+
+    @property
+    def stage(self) -> int:
+        """The answering stage."""
+        return self.chain[-1]
+
+    @property
+    def kind(self) -> tuple[object, ...]:
+        """Rounds alike in this may be run as one."""
+        return self.chain, self.lengths, self.sampling.kind
