@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -12,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 from scripted_ladder import LADDER
-from stepladder.cli import VERBS, main
+from stepladder.cli import VERBS, main, options
 from stepladder.cli.ask import speculated, told_time
 from stepladder.types import Attempt, Drafting, Speculation
 
@@ -207,8 +208,64 @@ def test_several_words_are_one_question(ladder, capsys):
     assert json.loads(capsys.readouterr().out)["request"]["messages"][0]["content"] == "hello world"
 
 
-def test_check_takes_the_ladder_either_way(ladder):
-    assert main(["check", "-l", ladder]) == 0
+NAMING = {
+    "ask": ["ask", "x"],
+    "route": ["route", "x"],
+    "serve": ["serve"],
+    "check": ["check"],
+    "collect": ["collect", "--task", "nano", "--n", "1", "--out", "t.jsonl"],
+    "reproduce": ["reproduce", "--out", "report"],
+    "traces export": ["traces", "export", "--out", "-"],
+    "traces outcomes": ["traces", "outcomes", "--out", "t.jsonl"],
+    "traces prune": ["traces", "prune"],
+}
+"""Commands that only lack their ladder; the other verbs read none (``demo`` always shows nano)."""
+
+
+@pytest.mark.parametrize("verb", sorted(VERBS))
+def test_no_verb_that_takes_a_ladder_is_left_out(verb, capsys):
+    with pytest.raises(SystemExit):
+        main([verb, "--help"])
+    assert ("--ladder" in capsys.readouterr().out) == (verb in NAMING)  # of traces, each action takes it
+
+
+@pytest.mark.parametrize("command", NAMING)
+@pytest.mark.parametrize("flag", ["-l", "--ladder"])
+def test_every_command_takes_its_ladder_by_option(command, flag, capsys):
+    verb, rest = command.split(), NAMING[command][len(command.split()) :]
+    for words in ([*verb, flag, "absent.toml", *rest], [*verb, *rest, flag, "absent.toml"]):
+        assert main(words) == 2
+        assert "absent.toml" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ["check", "serve"])
+def test_what_is_about_a_ladder_takes_it_without_an_option(verb, capsys):
+    assert main([verb, "absent.toml"]) == 2
+    assert "absent.toml: file: is neither a file nor a preset" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["LADDER"], ["-l", "LADDER"], ["--ladder", "LADDER"], ["LADDER", "-l", "LADDER"]])
+def test_check_tells_which_ladder_it_has_read(words, ladder, capsys):
+    assert main(["check", *(ladder if word == "LADDER" else word for word in words)]) == 0
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in ("low", "high", "scripted"))
+
+
+@pytest.mark.parametrize("verb", ["check", "serve"])
+@pytest.mark.parametrize("words", [["nano", "-l", "LADDER"], ["-l", "LADDER", "nano"], ["LADDER", "--ladder=nano"]])
+def test_two_ladders_are_one_too_many(verb, words, ladder, capsys):
+    assert main([verb, *(ladder if word == "LADDER" else word for word in words)]) == 2
+    told = capsys.readouterr().err
+    assert "two ladders are named" in told
+    assert f"'{ladder}'" in told
+    assert "'nano'" in told
+
+
+def test_whoever_names_no_ladder_means_nano():
+    parser = argparse.ArgumentParser()
+    options.add_ladder(parser, positional=True)
+    assert options.ladder(parser.parse_args([])) == "nano"
+    assert options.ladder(parser.parse_args(["-l", ""])) == ""
 
 
 def test_a_key_that_is_not_set_is_a_warning_of_check_and_an_error_of_asking(tmp_path, capsys):

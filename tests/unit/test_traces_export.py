@@ -355,6 +355,8 @@ def test_prune_goes_by_its_flags_or_by_the_ladder(filled, tmp_path, capsys) -> N
         (["export", "--out", "x.jsonl", "--store", "none.sqlite3"], "--store: none.sqlite3 is no file"),
         (["outcomes", "--out", "x.csv"], "an outcomes table ends in"),
         (["prune", "--store", "none.sqlite3"], "is no file"),
+        (["prune", "--store", "t.sqlite3", "-l", "nano"], "leave out --ladder and --set, which would not be read"),
+        (["prune", "--store", "t.sqlite3", "--set", "traces.keep_days=1"], "leave out --ladder and --set"),
         (["export", "--out", "x.jsonl", "--since", "soon"], "--since 'soon' is no time"),
         (["export", "--out", "x.jsonl", "--limit", "0"], "--limit '0' is no whole number"),
     ],

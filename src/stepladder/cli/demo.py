@@ -91,7 +91,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    args.ladder, args.overrides = "nano", [f"gateway.port={args.port}"]
+    args.ladder, args.overrides = options.NANO, [f"gateway.port={args.port}"]
     try:
         asyncio.run(_demo(args))
     except OSError as error:

@@ -12,15 +12,19 @@ from stepladder.build import wrong_names
 from stepladder.config import Settings
 from stepladder.errors import UsageError
 
+NANO = "nano"
+"""The ladder of whoever names none."""
+
 
 def add_ladder(parser: argparse.ArgumentParser, *, positional: bool = False) -> None:
-    """LADDER (or --ladder) and --set."""
-    told = "a preset's name or the path of a ladder.toml (default: nano, the embedded ladder)"
+    """--ladder, also as LADDER where it is what the verb is about, and --set; read by ``ladder`` and ``read_settings``.
+
+    The two are kept apart: argparse sets a positional that was left out after the options, and to its default.
+    """
+    told = f"a preset's name or the path of a ladder.toml (default: {NANO}, the embedded ladder)"
     if positional:
-        parser.add_argument("ladder", nargs="?", default="nano", help=told)
-        parser.add_argument("-l", "--ladder", dest="ladder", default=argparse.SUPPRESS, help="the same")
-    else:
-        parser.add_argument("-l", "--ladder", default="nano", help=told)
+        parser.add_argument("place", nargs="?", metavar="ladder", help=told)
+    parser.add_argument("-l", "--ladder", help="the same" if positional else told)
     parser.add_argument(
         "--set", dest="overrides", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override a setting"
     )
@@ -37,9 +41,18 @@ def add_dials(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the whole trace as JSON")
 
 
+def ladder(args: argparse.Namespace) -> str:
+    """The ladder that is named, else nano; raises UsageError where LADDER and --ladder name two."""
+    place: str | None = getattr(args, "place", None)
+    named: str | None = args.ladder
+    if place is not None and named is not None and place != named:
+        raise UsageError(f"two ladders are named, '{place}' and, by --ladder, '{named}'; give one of them")
+    return next((each for each in (place, named) if each is not None), NANO)
+
+
 def read_settings(args: argparse.Namespace) -> Settings:
     """The settings that the arguments, the environment and the file amount to."""
-    return config.read(args.ladder, environ=os.environ, overrides=args.overrides, check=wrong_names)
+    return config.read(ladder(args), environ=os.environ, overrides=args.overrides, check=wrong_names)
 
 
 def number(raw: str | None, name: str) -> float | None:

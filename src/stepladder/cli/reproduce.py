@@ -20,6 +20,7 @@ from stepladder import config, plugins
 from stepladder.cli import options
 from stepladder.cli import outcomes_options as table_options
 from stepladder.cli.collect import Display, engines_of, kept_in, priced_ladder
+from stepladder.cli.options import NANO
 from stepladder.cli.train import predictor_of
 from stepladder.contracts import CostModel
 from stepladder.engines.threads import available_cores
@@ -42,7 +43,6 @@ from stepladder.reproduce.fits import Fitted, Makers
 from stepladder.types import Ladder
 from stepladder.version import __version__
 
-NANO = "nano"
 SHIPPED = config.PRESETS / NANO / "outcomes.parquet"
 SHIPPED_PROMPTS = 33_334
 JOURNAL = "answers.journal.jsonl"
@@ -131,8 +131,9 @@ def _check(args: argparse.Namespace) -> Plan:
 def _job(args: argparse.Namespace) -> _Job:
     """Ladder, training outcomes and prompts, with everything refused that can be before the first call."""
     max_cost = options.number(args.max_cost, "--max-cost")
-    if args.prompts is None and args.ladder != NANO:
-        raise UsageError(f"--prompts: the ladder '{args.ladder}' has no prompts of its own; name a file of yours")
+    named = options.ladder(args)
+    if args.prompts is None and named != NANO:
+        raise UsageError(f"--prompts: the ladder '{named}' has no prompts of its own; name a file of yours")
     trained_on, judged = _own_prompts(args) if args.prompts else ([], _nano_prompts(args))
     ladder, costs = priced_ladder(args)
     if len(ladder.stages) < 2:
@@ -185,8 +186,8 @@ def _training(args: argparse.Namespace, ladder: Ladder) -> Aligned:
     if not path.is_file():
         told = "is no file" if args.outcomes else "does not come with this copy of Stepladder"
         raise UsageError(
-            f"--outcomes: {path} {told}; the training outcomes are made by: stepladder collect -l {args.ladder} "
-            f"--task nano --split train --n {SHIPPED_PROMPTS} --out outcomes.parquet"
+            f"--outcomes: {path} {told}; the training outcomes are made by: stepladder collect "
+            f"-l {options.ladder(args)} --task nano --split train --n {SHIPPED_PROMPTS} --out outcomes.parquet"
         )
     rows = outcomes.read(path)
     named = any(row.split is not None for row in rows)

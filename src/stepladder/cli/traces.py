@@ -115,7 +115,7 @@ def _told(found: Harvest, rows: int) -> Iterable[str]:
 
 
 def _prune(args: argparse.Namespace) -> int:
-    settings = None if args.store is not None else options.read_settings(args)
+    settings = _settings(args)
     path, kept = _place(args, settings), _kept(args, settings)
     if not kept.prunes:
         raise UsageError("nothing to go by: give --keep-days, --keep-rows or --keep-feedback-days, or set them")
@@ -138,7 +138,16 @@ def _kept(args: argparse.Namespace, settings: Settings | None) -> Keeping:
 
 
 def _store(args: argparse.Namespace) -> Path:
-    return _place(args, None if args.store is not None else options.read_settings(args))
+    return _place(args, _settings(args))
+
+
+def _settings(args: argparse.Namespace) -> Settings | None:
+    """The ladder's; None where the store itself is named, and then raises UsageError where a ladder is named too."""
+    if args.store is None:
+        return options.read_settings(args)
+    if args.ladder is not None or args.overrides:
+        raise UsageError("--store names the store itself: leave out --ladder and --set, which would not be read")
+    return None
 
 
 def _place(args: argparse.Namespace, settings: Settings | None) -> Path:
