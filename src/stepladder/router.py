@@ -19,7 +19,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from stepladder.contracts import (
@@ -55,6 +55,7 @@ from stepladder.types import (
     Fail,
     Fallback,
     Fault,
+    Features,
     Ladder,
     Mode,
     Request,
@@ -68,6 +69,7 @@ from stepladder.types import (
     Versions,
     View,
     absence_fault,
+    changed,
     draft_below,
     message_text,
 )
@@ -135,6 +137,9 @@ class Climb:
     stages: tuple[str, ...] = ()
     policy: Policy | None = None
     conversation: Conversation | None = None
+    lot: float = 0.0
+    memo: dict[Any, Any] = field(default_factory=dict)
+    """What predictors read out of the text, for the request's next decision (``Features.memo``)."""
     steps: list[Step] = field(default_factory=list)
     attempts: list[Attempt] = field(default_factory=list)
     kept: Attempt | None = None
@@ -267,6 +272,7 @@ class Router:
             mode=dials.mode or parts.mode,
             created_at=parts.clock(),
             started=parts.timer(),
+            lot=coin(parts.seed, request.id, LOT),
         )
 
     def _admit(self, climb: Climb) -> None:
@@ -294,7 +300,7 @@ class Router:
 
     def _view(self, climb: Climb, *partial: Attempt) -> View:
         parts, history = self.parts, (*climb.attempts, *partial)
-        estimates, unsure = self._estimates(climb.request, history)
+        estimates, unsure = self._estimates(climb, history)
         costs, unpriced = self._costs(climb.request, history, estimates)
         spent = sum(attempt.cost for attempt in history)
         budget = climb.request.dials.max_cost
@@ -314,7 +320,7 @@ class Router:
             attempts=history,
             spent=spent,
             coin=coin(parts.seed, climb.request.id, len(climb.steps)),
-            lot=coin(parts.seed, climb.request.id, LOT),
+            lot=climb.lot,
             absent=absent,
             fallback=self._fallback(stages, failed, careful=bool(unpriced) and budget is not None) if failed else None,
         )
@@ -334,18 +340,18 @@ class Router:
         home, price = None if climb.conversation is None else climb.conversation.home, self.parts.switch_cost
         if home not in stages:
             return costs
-        return {name: cost if name == home else replace(cost, switch=price) for name, cost in costs.items()}
+        return {name: cost if name == home else changed(cost, switch=price) for name, cost in costs.items()}
 
     # ── where a part fails, the request does not ─────────────────────────────
 
-    def _estimates(self, request: Request, history: tuple[Attempt, ...]) -> tuple[Estimates, str]:
+    def _estimates(self, climb: Climb, history: tuple[Attempt, ...]) -> tuple[Estimates, str]:
         """The predictor's estimates; where it or the featurizer fails, those of one that knows nothing, and why."""
         part, names = "features", self.parts.ladder.names
         try:
-            features = self.parts.featurizer.features(request, history)
+            found = self.parts.featurizer.features(climb.request, history)
             part = "predictor"
-            estimates = self.parts.predictor.predict(features)
-            if not all(math.isfinite(estimates[name].mean) for name in names):
+            estimates = self.parts.predictor.predict(Features(found.values, found.text, found.attempts, climb.memo))
+            if not math.isfinite(sum([estimates[name].mean for name in names])):
                 raise ValueError("an estimate is no finite number")
         except RequestError:
             raise
@@ -361,9 +367,10 @@ class Router:
         ladder = self.parts.ladder
         names = ladder.names
         try:
-            drafts = {name: draft_below(name, names, history, estimates) for name in names}
-            priced = {s.name: self.parts.costs.expected(s, request, history, drafts[s.name]) for s in ladder.stages}
-            if not all(math.isfinite(cost.total) for cost in priced.values()):
+            drafts = {name: draft_below(name, names, history, estimates) for name in names} if history else EMPTY
+            expected = self.parts.costs.expected
+            priced = {s.name: expected(s, request, history, drafts.get(s.name)) for s in ladder.stages}
+            if not math.isfinite(sum([cost.total for cost in priced.values()])):
                 raise ValueError("a cost is no finite number")
         except RequestError:
             raise
@@ -526,12 +533,12 @@ class Router:
         """Bill an attempt and keep it as what came of step ``at``."""
         attempt = self._billed(stage, made)
         climb.attempts.append(attempt)
-        climb.steps[at] = replace(climb.steps[at], attempt=attempt)
+        climb.steps[at] = changed(climb.steps[at], attempt=attempt)
         return attempt
 
     def _billed(self, stage: Stage, made: Attempt) -> Attempt:
         try:
-            return replace(made, cost=self.parts.costs.billed(stage, made))
+            return changed(made, cost=self.parts.costs.billed(stage, made))
         except Exception as error:  # noqa: BLE001 - as in _estimates; an answer that cannot be billed is still one
             self._note_failure("billing", error)
             return made
@@ -592,6 +599,8 @@ class Router:
 
     def _roomier(self, stages: tuple[str, ...], history: tuple[Attempt, ...]) -> tuple[str, ...]:
         """Stages without those that cannot hold more than one which found the prompt too long."""
+        if not history:
+            return stages
         ladder = self.parts.ladder
         full = [ladder[a.stage].context for a in history if a.fault is not None and a.fault.kind == "context"]
         bounds = [context for context in full if context is not None]
@@ -749,7 +758,7 @@ def _fault_of(error: BaseException) -> Fault:
 
 def with_lam(request: Request, lam: float) -> Request:
     """The request as engines see it, with the λ in force: those that defer between tokens price them by it too."""
-    return replace(request, dials=replace(request.dials, lam=lam))
+    return changed(request, dials=changed(request.dials, lam=lam))
 
 
 def without_stream(request: Request) -> Request:
@@ -757,7 +766,7 @@ def without_stream(request: Request) -> Request:
     if not request.params.get("stream"):
         return request
     kept = {key: value for key, value in request.params.items() if key not in ("stream", "stream_options")}
-    return replace(request, params=kept)
+    return changed(request, params=kept)
 
 
 def asks_logprobs(request: Request) -> bool:
@@ -772,17 +781,17 @@ def with_logprobs(request: Request) -> Request:
     llama.cpp tells 20 tokens for each where no number is given, and none at all where it is 0.
     """
     wanted = {"logprobs": True, "top_logprobs": 1} if request.endpoint == "chat" else {"logprobs": 1}
-    return replace(request, params={**request.params, **wanted})
+    return changed(request, params={**request.params, **wanted})
 
 
 def without_wire_logprobs(attempt: Attempt) -> Attempt:
     """The attempt with a wire reply that tells no log probabilities, for a caller who asked for none."""
-    return replace(attempt, raw=_bare(attempt.raw))
+    return changed(attempt, raw=_bare(attempt.raw))
 
 
 def without_delta_logprobs(delta: Delta) -> Delta:
     """The same of a piece: it still has them, its wire chunk does not."""
-    return replace(delta, raw=_bare(delta.raw), data=None)
+    return changed(delta, raw=_bare(delta.raw), data=None)
 
 
 def _bare(raw: Mapping[str, Any] | None) -> Mapping[str, Any] | None:

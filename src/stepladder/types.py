@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeVar
 
 CostUnit = Literal["relative", "usd", "gpu_s"]
 Mode = Literal["route", "cascade", "fixed"]
@@ -32,6 +32,18 @@ AbsenceKind = Literal["full", "rate_limit", "breaker"]
 BreakerState = Literal["closed", "open", "half_open", "off"]
 
 EMPTY: Mapping[str, Any] = MappingProxyType({})
+V = TypeVar("V")
+
+
+def changed(value: V, **changes: Any) -> V:
+    """The value with other fields: what ``dataclasses.replace`` does, for the values of this module and cheaper.
+
+    Not for a class that works out some of its fields itself (``Ladder``).
+    """
+    kind: Any = type(value)
+    fields = [changes[name] if name in changes else getattr(value, name) for name in kind.__slots__]
+    made: V = kind(*fields)
+    return made
 
 
 # ── the ladder ───────────────────────────────────────────────────────────────
@@ -67,20 +79,21 @@ class Ladder:
     stages: tuple[Stage, ...]
     cost_unit: CostUnit = "relative"
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Stage names, cheapest first."""
-        return tuple(stage.name for stage in self.stages)
+    names: tuple[str, ...] = field(init=False, repr=False, compare=False)
+    """Stage names, cheapest first."""
+    _places: Mapping[str, int] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        names = tuple(stage.name for stage in self.stages)
+        object.__setattr__(self, "names", names)  # asked for many times a request
+        object.__setattr__(self, "_places", {name: place for place, name in reversed(tuple(enumerate(names)))})
 
     def index(self, name: str) -> int:
         """Position of a stage; raises KeyError for a name that is not on this ladder."""
-        for position, stage in enumerate(self.stages):
-            if stage.name == name:
-                return position
-        raise KeyError(name)
+        return self._places[name]
 
     def __getitem__(self, name: str) -> Stage:
-        return self.stages[self.index(name)]
+        return self.stages[self._places[name]]
 
 
 # ── the request ──────────────────────────────────────────────────────────────
@@ -164,11 +177,16 @@ def message_text(message: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Features:
-    """What a predictor may look at: named numbers, the text itself, and the attempts made so far."""
+    """What a predictor may look at: named numbers, the text itself, and the attempts made so far.
+
+    ``memo`` goes with one request from decision to decision: a predictor keeps there, under itself as the key, what it
+    read out of the text, which answers do not change. Whoever copies features to another text leaves it behind.
+    """
 
     values: Mapping[str, float]
     text: str
     attempts: tuple[Attempt, ...] = ()
+    memo: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
