@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import time
+from collections.abc import Callable
 from contextlib import closing, contextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +23,24 @@ from stepladder.traces.memory import MemoryTraceStore
 from stepladder.traces.sqlite import SqliteTraceStore
 from stepladder.traces.weight import weigh, without_raw
 from stepladder.types import (
+    Absence,
     Attempt,
     Call,
+    Cost,
     Decision,
+    Dials,
     Drafting,
     Estimates,
+    Fail,
+    Fallback,
+    Fault,
     Outcome,
     Request,
     Speculation,
     Step,
     Stop,
     Trace,
+    Usage,
     Versions,
     View,
 )
@@ -53,6 +63,43 @@ def store(request, tmp_path):
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_a_trace_survives_json(trace):
     assert decode(json.loads(json.dumps(encode(trace)))) == trace
+
+
+def test_no_field_is_left_out():
+    """Every one is named where it is written, so one that comes later must be named there too."""
+    told = {
+        Dials: Dials(1.0, "route", "a", "b", 2.0, True, "restart", 3, True, "s"),
+        Versions: Versions("1", "2", "3", "4"),
+        Cost: Cost(1.0, 2.0, 3.0, 4.0, 5.0),
+        Absence: Absence("full", "m", 1.0),
+        Fallback: Fallback("a", "r"),
+        Fault: Fault("server", "m", 500, 1.0),
+        Usage: Usage(1, 2, 3),
+        Drafting: Drafting("a", "b", 2, 1),
+    }
+    made = Attempt("a", usage=told[Usage], speculation=Speculation(pairs=(told[Drafting],)))
+    view = replace(_view(made), costs={"a": told[Cost]}, absent={"a": told[Absence]}, fallback=told[Fallback])
+    whole = replace(
+        trace("a"),
+        request=Request("r", dials=told[Dials]),
+        versions=told[Versions],
+        steps=(Step(_view(), Decision(Call("a")), attempt=made), Step(view, Decision(Fail(told[Fault])))),
+    )
+    body = encode(whole)
+    first, last = body["steps"]
+    written = {
+        Dials: body["request"]["dials"],
+        Versions: body["versions"],
+        Cost: last["costs"]["a"],
+        Absence: last["absent"]["a"],
+        Fallback: last["fallback"],
+        Fault: last["action"]["fail"],
+        Usage: first["attempt"]["usage"],
+        Drafting: first["attempt"]["speculation"]["pairs"][0],
+    }
+    for kind, value in told.items():
+        assert written[kind] == {each.name: getattr(value, each.name) for each in fields(kind)}, kind
+    assert decode(body) == whole
 
 
 def test_traces_of_before_speculation_was_told_read_on():
@@ -187,6 +234,81 @@ def test_a_trace_that_cannot_be_encoded_takes_no_other_along(tmp_path, caplog):
     store.close()
 
 
+def test_a_trace_that_is_no_row_takes_no_other_along(tmp_path, caplog):
+    store = SqliteTraceStore(tmp_path / "t.sqlite3")
+    dear = Attempt("a", cost=nan)
+    odd = replace(trace("odd"), steps=(Step(_view(), Decision(Call("a")), attempt=dear),))
+    for each in (trace("a"), odd, trace("half \udc80 of a pair"), trace("b")):
+        store.append(each)
+    assert [each.id for each in store.read()] == ["a", "b"]
+    counts = store.counts()
+    assert (counts.written, counts.shed, counts.waiting, counts.waiting_bytes) == (2, 2, 0, 0)
+    assert "'odd' could not be written" in caplog.text
+    store.close()
+
+
+# ── when it is written ───────────────────────────────────────────────────────
+
+
+def soon(true: Callable[[], bool]) -> None:
+    last = time.monotonic() + 20.0
+    while not true():
+        assert time.monotonic() < last, "it did not come to that"
+        time.sleep(0.005)
+
+
+def test_traces_gather_and_are_written_together_unasked(tmp_path):
+    done: list[str] = []
+    store = SqliteTraceStore(tmp_path / "t.sqlite3")
+    store._writer._db.set_trace_callback(done.append)
+    for number in range(100):
+        store.append(trace(str(number)))
+    soon(lambda: store.counts().written == 100)
+    assert done.count("COMMIT") < 10
+    store.close()
+
+
+@pytest.fixture
+def patient(monkeypatch):
+    """A pause that no test could sit out."""
+    monkeypatch.setattr(writer, "PAUSE_S", 3600.0)
+
+
+def test_whoever_waits_does_not_wait_for_more_to_come(tmp_path, patient):
+    store = SqliteTraceStore(tmp_path / "t.sqlite3")
+    store.append(trace("a"))
+    assert store.get("a") == trace("a")
+    store.append(trace("b"))
+    receipt = store.report(Outcome("b", 1.0, "user")).result(20.0)
+    assert (receipt.change, receipt.found) == ("added", True)
+    soon(lambda: store.counts().written == 2)  # with the outcome
+    for number in range(writer.BATCH + 10):  # more than is handled at once
+        store.append(trace(f"more-{number}"))
+    assert len(list(store.read())) == writer.BATCH + 12
+    store.append(trace("c"))
+    store.close()
+    assert store.counts().written == writer.BATCH + 13
+
+
+@pytest.mark.parametrize("keeping", [Keeping(queue_rows=20), Keeping(queue_bytes=40_000)])
+def test_a_queue_that_fills_is_written_before_it_is_full(tmp_path, patient, keeping):
+    store = SqliteTraceStore(tmp_path / "t.sqlite3", keeping)
+    with held(store):  # until all of them wait
+        for number in range(15):
+            store.append(trace(str(number), user="x" * 1000))
+    soon(lambda: store.counts().written == 15)
+    assert store.counts().shed == 0
+    store.close()
+
+
+def test_an_idle_store_waits_for_the_end_of_its_pause(tmp_path, patient):
+    store = SqliteTraceStore(tmp_path / "t.sqlite3")
+    store.append(trace("a"))
+    time.sleep(0.1)
+    assert (store.counts().written, store.counts().waiting) == (0, 1)
+    store.close()
+
+
 def test_a_reader_does_not_wait_for_ever(tmp_path):
     store = SqliteTraceStore(tmp_path / "t.sqlite3")
     with held(store):
@@ -199,7 +321,7 @@ def test_a_reader_does_not_wait_for_ever(tmp_path):
 
 def test_a_reader_is_told_that_nobody_writes(tmp_path):
     store = SqliteTraceStore(tmp_path / "t.sqlite3")
-    store._writer._queue.put(None)  # ends the writer
+    store._writer._put(None, urgent=True)  # ends the writer
     store._writer._thread.join()
     with pytest.raises(TraceError, match="has stopped writing"):
         store.flush(60.0)
@@ -293,6 +415,28 @@ def test_memory_stays_bounded_in_bytes():
     assert [each.id for each in store.read()] == ["heavy"]
     store.append(trace("light"))
     assert [each.id for each in store.read()] == ["light"]
+
+
+def test_memory_keeps_also_what_no_file_could():
+    store = MemoryTraceStore()
+    odd = trace("odd", value=(thing := object()))
+    raw = replace(odd, steps=(Step(_view(), Decision(Call("a")), attempt=Attempt("a", raw={"id": "x" * 10_000})),))
+    store.append(raw)
+    kept = store.get("odd")
+    assert kept == raw
+    assert kept.request.params["value"] is thing
+    assert kept.attempts[0].raw is None
+    assert [each.trace for each in store.scan()] == list(store.read()) == [raw]
+    store.append(trace("heavy", value=object(), user="x" * 100_000_000))  # it is weighed as any other
+    assert [each.id for each in store.read()] == ["heavy"]
+
+
+def test_what_memory_keeps_is_a_copy():
+    store = MemoryTraceStore()
+    params = {"stop": ["a"]}
+    store.append(trace("a", **params))
+    params["stop"].append("b")
+    assert store.get("a").request.params == {"stop": ["a"]}
 
 
 def test_traces_that_wait_for_the_disk_stay_bounded_in_bytes(tmp_path):

@@ -42,7 +42,6 @@ from stepladder.types import (
 
 SCHEMA = 1
 PRIVATE_SCHEMA = 2
-FIRST_DIALS = frozenset({"lam", "mode", "min_stage", "max_stage", "max_cost", "explain"})
 PARTIAL = "partial"
 """Where an action points to the answer that its own step looked at before it was whole."""
 
@@ -50,7 +49,7 @@ PARTIAL = "partial"
 def encode(trace: Trace) -> dict[str, Any]:
     """The trace as JSON values. ``decode(encode(trace)) == trace`` but for floats that JSON cannot hold."""
     attempts = trace.attempts
-    return {
+    told: dict[str, Any] = {
         "schema": SCHEMA if trace.private is None else PRIVATE_SCHEMA,
         "id": trace.id,
         "created_at": trace.created_at,
@@ -60,14 +59,17 @@ def encode(trace: Trace) -> dict[str, Any]:
         "policy": trace.policy,
         "mode": trace.mode,
         "cost_unit": trace.cost_unit,
-        "versions": _flat(trace.versions),
+        "versions": _encode_versions(trace.versions),
         "steps": [_encode_step(step, attempts) for step in trace.steps],
         "answer_index": trace.answer_index,
-        "fault": None if trace.fault is None else _flat(trace.fault),
+        "fault": None if trace.fault is None else _encode_fault(trace.fault),
         "seconds": trace.seconds,
-        **({} if trace.first_token_s is None else {"first_token_s": trace.first_token_s}),
-        **({} if trace.private is None else {"private": trace.private}),
     }
+    if trace.first_token_s is not None:
+        told["first_token_s"] = trace.first_token_s
+    if trace.private is not None:
+        told["private"] = trace.private
+    return told
 
 
 def decode(body: Mapping[str, Any]) -> Trace:
@@ -82,47 +84,75 @@ def decode(body: Mapping[str, Any]) -> Trace:
 
 
 # ── writing ──────────────────────────────────────────────────────────────────
-
-
-def _flat(value: Any) -> dict[str, Any]:
-    """The fields of a value that holds plain ones alone; ``asdict``, which looks below them, takes much longer."""
-    return {name: getattr(value, name) for name in value.__dataclass_fields__}
+# Every field is named, and none looked up by its name: a trace is written for each request, and this is most of it.
 
 
 def _encode_request(request: Request) -> dict[str, Any]:
-    return {
+    told: dict[str, Any] = {
         "id": request.id,
         "messages": [dict(message) for message in request.messages],
         "prompt": request.prompt,
         "params": dict(request.params),
         "dials": _encode_dials(request.dials),
         "needs": sorted(request.needs),
-        **({} if request.caller is None else {"caller": request.caller}),
-        **({} if request.only is None else {"only": list(request.only)}),
     }
+    if request.caller is not None:
+        told["caller"] = request.caller
+    if request.only is not None:
+        told["only"] = list(request.only)
+    return told
 
 
 def _encode_dials(dials: Dials) -> dict[str, Any]:
-    return {key: value for key, value in _flat(dials).items() if key in FIRST_DIALS or value not in (None, False)}
+    told: dict[str, Any] = {
+        "lam": dials.lam,
+        "mode": dials.mode,
+        "min_stage": dials.min_stage,
+        "max_stage": dials.max_stage,
+        "max_cost": dials.max_cost,
+        "explain": dials.explain,
+    }
+    if dials.stream_mode is not None:
+        told["stream_mode"] = dials.stream_mode
+    if dials.hold_back is not None:
+        told["hold_back"] = dials.hold_back
+    if dials.report:
+        told["report"] = dials.report
+    if dials.session is not None:
+        told["session"] = dials.session
+    return told
+
+
+def _encode_versions(versions: Versions) -> dict[str, Any]:
+    return {
+        "code": versions.code,
+        "config": versions.config,
+        "artifact": versions.artifact,
+        "prices": versions.prices,
+    }
 
 
 def _encode_cost(cost: Cost) -> dict[str, float]:
-    return {key: value for key, value in _flat(cost).items() if key != "switch" or value}
+    told = {
+        "resource": cost.resource,
+        "seconds": cost.seconds,
+        "latency": cost.latency,
+        "congestion": cost.congestion,
+    }
+    if cost.switch:
+        told["switch"] = cost.switch
+    return told
 
 
 def _encode_step(step: Step, attempts: Sequence[Attempt]) -> dict[str, Any]:
     view, decision, partial = step.view, step.decision, step.partial
-    looked = {} if partial is None else {"partial": _encode_attempt(partial)}
-    if view.absent:
-        looked["absent"] = {name: _flat(each) for name, each in view.absent.items()}
-    if view.fallback is not None:
-        looked["fallback"] = _flat(view.fallback)
-    return {
+    estimates = view.estimates
+    told: dict[str, Any] = {
         "stages": list(view.stages),
         "lam": view.lam,
-        "estimates": {name: [e.mean, e.sd, e.told] for name, e in view.estimates.stages.items()},
-        "calibrated": view.estimates.calibrated,
-        "notes": dict(view.estimates.notes),
+        "estimates": {name: [e.mean, e.sd, e.told] for name, e in estimates.stages.items()},
+        "calibrated": estimates.calibrated,
+        "notes": dict(estimates.notes),
         "costs": {name: _encode_cost(cost) for name, cost in view.costs.items()},
         "spent": view.spent,
         "coin": view.coin,
@@ -134,19 +164,28 @@ def _encode_step(step: Step, attempts: Sequence[Attempt]) -> dict[str, Any]:
         "reason": decision.reason,
         "decide_s": step.decide_s,
         "attempt": None if step.attempt is None else _encode_attempt(step.attempt),
-        **looked,
     }
+    if partial is not None:
+        told["partial"] = _encode_attempt(partial)
+    if view.absent:
+        told["absent"] = {name: _encode_absence(each) for name, each in view.absent.items()}
+    if view.fallback is not None:
+        told["fallback"] = {"stage": view.fallback.stage, "reason": view.fallback.reason}
+    return told
+
+
+def _encode_absence(absence: Absence) -> dict[str, Any]:
+    return {"kind": absence.kind, "message": absence.message, "retry_after": absence.retry_after}
 
 
 def _encode_action(action: Action, attempts: Sequence[Attempt], partial: Attempt | None) -> dict[str, Any]:
-    match action:
-        case Call(stage, final, draft):
-            pointer = None if draft is None else _index(draft, attempts, partial)
-            return {"call": stage, "final": final, "draft": pointer}
-        case Stop(attempt):
-            return {"stop": _index(attempt, attempts, partial)}
-        case Fail(fault):
-            return {"fail": _flat(fault)}
+    if isinstance(action, Call):
+        draft = action.draft
+        pointer = None if draft is None else _index(draft, attempts, partial)
+        return {"call": action.stage, "final": action.final, "draft": pointer}
+    if isinstance(action, Stop):
+        return {"stop": _index(action.attempt, attempts, partial)}
+    return {"fail": _encode_fault(action.fault)}
 
 
 def _index(attempt: Attempt, attempts: Sequence[Attempt], partial: Attempt | None) -> int | str:
@@ -159,22 +198,44 @@ def _index(attempt: Attempt, attempts: Sequence[Attempt], partial: Attempt | Non
 
 
 def _encode_attempt(attempt: Attempt) -> dict[str, Any]:
-    told: dict[str, Any] = {}
-    if attempt.speculation is not None:
-        told["speculation"] = encode_speculation(attempt.speculation)
-    if attempt.tries != 1:
-        told["tries"] = attempt.tries
-    return {
+    usage = attempt.usage
+    told: dict[str, Any] = {
         "stage": attempt.stage,
         "text": attempt.text,
-        "usage": _flat(attempt.usage),
+        "usage": {
+            "prompt_tokens": usage.prompt_tokens,
+            "output_tokens": usage.output_tokens,
+            "cached_tokens": usage.cached_tokens,
+        },
         "seconds": attempt.seconds,
         "first_token_s": attempt.first_token_s,
         "finish_reason": attempt.finish_reason,
         "logprobs": None if attempt.logprobs is None else list(attempt.logprobs),
         "cost": attempt.cost,
-        "fault": None if attempt.fault is None else _flat(attempt.fault),
-        **told,
+        "fault": None if attempt.fault is None else _encode_fault(attempt.fault),
+    }
+    if attempt.speculation is not None:
+        told["speculation"] = encode_speculation(attempt.speculation)
+    if attempt.tries != 1:
+        told["tries"] = attempt.tries
+    return told
+
+
+def _encode_fault(fault: Fault) -> dict[str, Any]:
+    return {
+        "kind": fault.kind,
+        "message": fault.message,
+        "status": fault.status,
+        "retry_after": fault.retry_after,
+    }
+
+
+def _encode_drafting(pair: Drafting) -> dict[str, Any]:
+    return {
+        "drafter": pair.drafter,
+        "target": pair.target,
+        "drafted": pair.drafted,
+        "accepted": pair.accepted,
     }
 
 
@@ -182,7 +243,7 @@ def encode_speculation(found: Speculation) -> dict[str, Any]:
     """How an attempt's tokens came to be, as JSON values; the same wherever it is told."""
     return {
         "chain": list(found.chain),
-        "pairs": [_flat(pair) for pair in found.pairs],
+        "pairs": [_encode_drafting(pair) for pair in found.pairs],
         "passes": dict(found.passes),
         "climbed": found.climbed,
         "kept": found.kept,

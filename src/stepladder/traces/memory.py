@@ -7,12 +7,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from dataclasses import replace
+from dataclasses import fields, replace
 from itertools import islice
 from math import inf
+from typing import NamedTuple
 
 from stepladder.traces.codec import decode, encode
 from stepladder.traces.keeping import KEEP_ALL, Keeping
+from stepladder.traces.packing import answer_stage, packed, unpacked
 from stepladder.traces.privacy import SALT_BYTES, Veil, veiled
 from stepladder.traces.weight import weigh, without_raw
 from stepladder.types import Change, Outcome, Receipt, StoreCounts, Stored, Trace
@@ -20,16 +22,33 @@ from stepladder.types import Change, Outcome, Receipt, StoreCounts, Stored, Trac
 KEEP_ROWS = 10_000
 KEEP_FEEDBACK = 100_000
 
+_KEPT = 512  # bytes that a kept trace takes beside its body
+
 Slot = tuple[str, str, str | None, str | None]
 """What makes an outcome the same again: decision, source, and its key, or else its stage."""
+
+
+class _Kept(NamedTuple):
+    """A trace as it is kept: its bytes, or itself where JSON cannot hold it; ``weight`` in bytes of memory."""
+
+    seq: int
+    created_at: float
+    stage: str | None
+    body: bytes | Trace
+    weight: int
+
+    def trace(self) -> Trace:
+        return self.body if isinstance(self.body, Trace) else unpacked(self.body)
 
 
 class MemoryTraceStore:
     """A ``TraceStore`` that forgets when the process ends. Safe from any thread.
 
     Keeps the newest traces: ``keeping.keep_rows`` of them, or 10,000, fewer where they are too old or weigh more than
-    ``keeping.queue_bytes`` together, but always the last; and the newest 100,000 outcomes. The raw wire replies are not
-    kept, as in every other store. ``clock`` gives seconds since the epoch, ``chance`` the key of hashes.
+    ``keeping.queue_bytes`` together, but always the last; and the newest 100,000 outcomes. They are kept as a file
+    would hold them, without the raw wire replies, and made anew when they are read: that takes a fraction of the
+    memory, and leaves the collector of garbage nothing to look through. ``clock`` gives seconds since the epoch,
+    ``chance`` the key of hashes.
     """
 
     def __init__(
@@ -45,25 +64,23 @@ class MemoryTraceStore:
         self._rows = KEEP_ROWS if keeping.keep_rows is None else keeping.keep_rows
         self._bytes = self._last = 0
         self._lock = threading.Lock()
-        self._weights: dict[str, int] = {}
-        self._traces: dict[str, Stored] = {}
+        self._traces: dict[str, _Kept] = {}
         self._outcomes: dict[Slot, tuple[float, Outcome]] = {}  # those told last at the end
         self._slots: dict[str, dict[Slot, None]] = {}  # by decision, in the same order
-        self._counts = StoreCounts()
+        self._counts = {each.name: 0 for each in fields(StoreCounts)}
 
     def append(self, trace: Trace) -> None:
-        trace = without_raw(trace)
-        weight = weigh(trace, self.keeping.queue_bytes)
-        kept = trace if self._veil is None else decode(veiled(encode(trace), self._veil))
+        body, weight = self._body(trace)
+        stage = answer_stage(trace)
         with self._lock:
             self._forget(trace.id)
             self._last += 1
-            self._traces[trace.id] = Stored(self._last, kept)
-            self._weights[trace.id] = weight
+            self._traces[trace.id] = _Kept(self._last, trace.created_at, stage, body, weight)
             self._bytes += weight
             counts = self._counts
-            pruned = counts.pruned + self._prune()
-            self._counts = replace(counts, appended=counts.appended + 1, written=counts.written + 1, pruned=pruned)
+            counts["appended"] += 1
+            counts["written"] += 1
+            counts["pruned"] += self._prune()
 
     def report(self, outcome: Outcome) -> Future[Receipt]:
         """``outcome``, as a future that is done."""
@@ -84,28 +101,24 @@ class MemoryTraceStore:
                 self._outcomes[slot] = self._clock(), outcome
                 self._slots.setdefault(outcome.decision_id, {})[slot] = None
                 self._prune_outcomes()
-            counts, refused = self._counts, change == "conflict"
-            self._counts = replace(
-                counts,
-                feedback_accepted=counts.feedback_accepted + (not refused),
-                feedback_refused=counts.feedback_refused + refused,
-            )
+            self._counts["feedback_refused" if change == "conflict" else "feedback_accepted"] += 1
             return Receipt(change, outcome.decision_id in self._traces)
 
     def get(self, trace_id: str) -> Trace | None:
         found = self._traces.get(trace_id)
-        return None if found is None else found.trace
+        return None if found is None else found.trace()
 
     def read(self, *, since: float = 0.0, limit: int | None = None) -> Iterator[Trace]:
-        kept = sorted(self._kept(), key=lambda stored: (stored.trace.created_at, stored.seq))
-        return islice((stored.trace for stored in kept if stored.trace.created_at >= since), limit)
+        kept = sorted(self._kept(), key=lambda each: (each.created_at, each.seq))
+        return islice((each.trace() for each in kept if each.created_at >= since), limit)
 
     def scan(
         self, *, after: int = 0, since: float = 0.0, until: float = inf, stage: str | None = None, limit: int = 256
     ) -> tuple[Stored, ...]:
         """The next traces behind number ``after``, as ``SqliteTraceStore.scan``."""
-        later = (each for each in self._kept() if each.seq > after and since <= each.trace.created_at < until)
-        return tuple(islice((each for each in later if stage is None or _kept_stage(each.trace) == stage), limit))
+        later = (each for each in self._kept() if each.seq > after and since <= each.created_at < until)
+        found = islice((each for each in later if stage is None or each.stage == stage), limit)
+        return tuple(Stored(each.seq, each.trace()) for each in found)
 
     def outcomes(self, trace_id: str) -> tuple[Outcome, ...]:
         with self._lock:
@@ -113,26 +126,38 @@ class MemoryTraceStore:
 
     def counts(self) -> StoreCounts:
         """What was done so far."""
-        return self._counts
+        with self._lock:
+            return StoreCounts(**self._counts)
 
     def close(self) -> None:
         """Nothing to close."""
 
-    def _kept(self) -> list[Stored]:
+    def _body(self, trace: Trace) -> tuple[bytes | Trace, int]:
+        """What is kept of a trace, and what that weighs."""
+        veil = self._veil
+        try:
+            body = packed(trace, veil)
+        except TypeError:  # a script may ask with values that no file could hold
+            lean = without_raw(trace) if veil is None else decode(veiled(encode(trace), veil))
+            return lean, weigh(lean, self.keeping.queue_bytes)
+        return body, len(body) + _KEPT
+
+    def _kept(self) -> list[_Kept]:
         with self._lock:
             return list(self._traces.values())
 
     def _prune(self) -> int:
         """Forget what is too much or too old, the oldest first; how many were forgotten."""
-        oldest = -inf if self.keeping.keep_s is None else self._clock() - self.keeping.keep_s
-        before = len(self._traces)
-        while len(self._traces) > 1:
-            first = next(iter(self._traces.values())).trace
-            too_much = len(self._traces) > self._rows or self._bytes > self.keeping.queue_bytes
-            if not too_much and first.created_at >= oldest:
+        traces, keep_s = self._traces, self.keeping.keep_s
+        oldest = -inf if keep_s is None else self._clock() - keep_s
+        before = len(traces)
+        while len(traces) > 1:
+            first = next(iter(traces))
+            too_much = len(traces) > self._rows or self._bytes > self.keeping.queue_bytes
+            if not too_much and traces[first].created_at >= oldest:
                 break
-            self._forget(first.id)
-        return before - len(self._traces)
+            self._forget(first)
+        return before - len(traces)
 
     def _prune_outcomes(self) -> None:
         keep_s = self.keeping.keep_feedback_s
@@ -151,8 +176,9 @@ class MemoryTraceStore:
             self._slots.pop(slot[0], None)
 
     def _forget(self, trace_id: str) -> None:
-        self._traces.pop(trace_id, None)
-        self._bytes -= self._weights.pop(trace_id, 0)
+        found = self._traces.pop(trace_id, None)
+        if found is not None:
+            self._bytes -= found.weight
 
 
 def _change(before: Outcome | None, told: Outcome) -> Change:
@@ -161,7 +187,3 @@ def _change(before: Outcome | None, told: Outcome) -> Change:
     if before == told:
         return "same"
     return "replaced" if told.key is None else "conflict"
-
-
-def _kept_stage(trace: Trace) -> str | None:
-    return None if trace.answer_index is None else trace.attempts[trace.answer_index].stage

@@ -11,11 +11,9 @@ from contextlib import closing, contextmanager
 from math import inf
 from pathlib import Path
 
-import orjson
-
 from stepladder.errors import TraceError
-from stepladder.traces.codec import decode
 from stepladder.traces.keeping import KEEP_ALL, Keeping
+from stepladder.traces.packing import unpacked
 from stepladder.traces.privacy import Veil, salt_beside
 from stepladder.traces.schema import KEYED, connect, is_busy, prepare
 from stepladder.traces.writer import Writer
@@ -87,7 +85,7 @@ class SqliteTraceStore:
         self.flush()
         with self._using() as db:
             row = db.execute("SELECT body FROM traces WHERE id = ?", (trace_id,)).fetchone()
-        return None if row is None else decode(orjson.loads(row[0]))
+        return None if row is None else unpacked(row[0])
 
     def read(self, *, since: float = 0.0, limit: int | None = None) -> Iterator[Trace]:
         """Traces in the order they were made, from ``since`` (seconds since the epoch) on; a page at a time."""
@@ -112,7 +110,7 @@ class SqliteTraceStore:
         with self._telling("cannot be used"), closing(connect(self.path, read_only=True)) as db:
             first = after or (_before(db, since) if since > 0 else 0)
             rows = _page(db.execute(_SCAN, (first, since, until, stage, stage, limit)))
-        return tuple(Stored(seq, decode(orjson.loads(body))) for seq, _, body in rows)
+        return tuple(Stored(seq, unpacked(body)) for seq, _, body in rows)
 
     def outcomes(self, trace_id: str) -> tuple[Outcome, ...]:
         """All measured qualities of one decision, in the order they were told."""
@@ -156,7 +154,7 @@ class SqliteTraceStore:
             if not rows:
                 return
             for _, _, body in rows:
-                yield decode(orjson.loads(body))
+                yield unpacked(body)
             seq, created_at, _ = rows[-1]
             place = (created_at, seq)
             left = None if left is None else left - len(rows)

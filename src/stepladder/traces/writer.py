@@ -1,37 +1,46 @@
 """The one thread that writes to a SQLite store: traces in batches, outcomes with the disk's word for it.
 
 Outcomes that arrive while a commit is under way share the next one (group commit), which is flushed to the disk before
-any of them is told so. Traces are committed without a flush: a process that is killed loses none that was written,
-a machine that loses power may lose the last ones. Only this thread writes, so nothing here waits for a lock of ours.
+any of them is told so. Traces gather for ``PAUSE_S`` unless somebody waits, and are committed without a flush: a
+process that is killed loses those of the last pause, a machine that loses power those of the last seconds. Only this
+thread writes, so nothing here waits for a lock of ours.
+
+A trace becomes bytes where it is handed over. That costs less than to weigh it would, it frees the request at once, and
+this thread hardly ever needs the interpreter: to wake it for each trace cost more than all the rest.
 """
 
 from __future__ import annotations
 
 import logging
-import queue
 import sqlite3
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
 from dataclasses import dataclass, field, fields
+from functools import lru_cache
 from pathlib import Path
-
-import orjson
 
 from stepladder.errors import TraceError
 from stepladder.traces import retention
-from stepladder.traces.codec import encode
 from stepladder.traces.keeping import Keeping
-from stepladder.traces.privacy import Veil, veiled
+from stepladder.traces.packing import answer_stage, packed
+from stepladder.traces.privacy import Veil
 from stepladder.traces.schema import is_busy, slot, transaction
-from stepladder.traces.weight import weigh
 from stepladder.types import Outcome, Receipt, StoreCounts, Trace
 
 log = logging.getLogger("stepladder.traces")
 
 BATCH = 256
+"""What is handled at once; where as much waits, nothing more is waited for."""
+
+ROWS = 32
+"""Traces in one statement. SQLite works on a statement without the interpreter, which others may have meanwhile."""
+
+PAUSE_S = 0.05
+"""How long traces gather before they are written together."""
+
 MAX_REPORTS = 2_000
 """Outcomes that may wait for the disk; past it further ones are refused."""
 
@@ -40,7 +49,13 @@ RETRY_S = (0.1, 0.5, 2.0, 5.0)
 
 PRUNE_EVERY_S = 30.0
 
+_INSERT = "INSERT OR REPLACE INTO traces (id, created_at, stage, cost, seconds, body) VALUES "
+_VALUES = "(?, ?, ?, ?, ?, ?)"
+_ONE_ROWS = (sqlite3.IntegrityError, sqlite3.InterfaceError, sqlite3.ProgrammingError, ValueError)
+"""Errors that a single row can be the cause of: no number where there has to be one, no text that UTF-8 can hold."""
+
 Row = tuple[str, float, str | None, float, float, bytes]
+_ROW = 512  # bytes that a row takes beside its body while it waits
 
 
 @dataclass(slots=True)
@@ -52,8 +67,8 @@ class Report:
     done: Future[Receipt] = field(default_factory=Future)
 
 
-Item = tuple[Trace, int] | Report | threading.Event | None
-"""A trace and its weight, an outcome, an event to set once all before it is written, or the end."""
+Item = Row | Report | threading.Event | None
+"""A trace, an outcome, an event to set once all before it is written, or the end."""
 
 
 class Writer:
@@ -77,7 +92,10 @@ class Writer:
         self._counts = {each.name: 0 for each in fields(StoreCounts)}
         self._hurry = threading.Event()  # set by ``close``: one try more and no pauses
         self._prune_at = time.monotonic() if keeping.prunes else None
-        self._queue: queue.SimpleQueue[Item] = queue.SimpleQueue()
+        self._items: deque[Item] = deque()
+        self._woken = threading.Event()  # something waits
+        self._urged = threading.Event()  # and is not to wait for more to come
+        self._flushes = True  # what "PRAGMA synchronous" says of commits, FULL where nobody has said anything
         self._thread = threading.Thread(target=self._run, name="stepladder-traces", daemon=True)
         self._thread.start()
 
@@ -93,24 +111,46 @@ class Writer:
 
     def append(self, trace: Trace) -> None:
         """Take a trace, or drop and count it where too much waits already or the store was closed."""
-        weight = weigh(trace, self._keeping.queue_bytes)
+        row = self._row(trace)
         with self._gate:
             counts, closed = self._counts, self.closed
             counts["appended"] += 1
-            if closed or not self._has_room(weight):
+            if closed or row is None or not self._has_room(weight := _weight(row)):
                 counts["shed"] += 1
             else:
                 counts["waiting"] += 1
                 counts["waiting_bytes"] += weight
-                self._queue.put((trace, weight))
+                self._put(row, urgent=self._fills())
         if closed:
             log.error("trace %r came after the store was closed and is lost", trace.id)
+
+    def _row(self, trace: Trace) -> Row | None:
+        try:
+            body = packed(trace, self._veil)
+            return trace.id, trace.created_at, answer_stage(trace), trace.cost, trace.seconds, body
+        except Exception:  # a trace holds what clients and plug-ins put in; none may fail its request
+            log.exception("trace %r could not be encoded", trace.id)
+            return None
 
     def _has_room(self, weight: int) -> bool:
         """True also for a trace that is too heavy, where it is the only one: it is in memory anyway."""
         counts, keeping = self._counts, self._keeping
         fits = counts["waiting"] < keeping.queue_rows and counts["waiting_bytes"] + weight <= keeping.queue_bytes
         return fits or not counts["waiting"]
+
+    def _fills(self) -> bool:
+        """True where so much waits that it is better written now."""
+        counts, keeping = self._counts, self._keeping
+        most = min(BATCH, keeping.queue_rows / 2)
+        return counts["waiting"] >= most or counts["waiting_bytes"] > keeping.queue_bytes / 2
+
+    def _put(self, item: Item, *, urgent: bool) -> None:
+        """Add to what waits. An event that is set already wakes nobody: most traces cost no switch of threads."""
+        self._items.append(item)
+        if urgent and not self._urged.is_set():
+            self._urged.set()
+        if not self._woken.is_set():
+            self._woken.set()
 
     def report(self, outcome: Outcome) -> Future[Receipt]:
         """Take an outcome; raises TraceError where the store was closed or too many wait."""
@@ -121,7 +161,7 @@ class Writer:
                 self._count(feedback_failed=1)
                 raise TraceError(f"{MAX_REPORTS} outcomes wait for the disk; try again")
             self._count(feedback_waiting=1)
-            self._queue.put(report)
+            self._put(report, urgent=True)
         return report.done
 
     def mark(self) -> threading.Event:
@@ -129,7 +169,7 @@ class Writer:
         done = threading.Event()
         with self._gate:
             self._check_open()
-            self._queue.put(done)
+            self._put(done, urgent=True)
         return done
 
     def close(self) -> None:
@@ -137,7 +177,7 @@ class Writer:
         with self._gate:
             if not self.closed:
                 self.closed = True
-                self._queue.put(None)  # the last: nothing is put in after ``closed``
+                self._put(None, urgent=True)  # the last: nothing is put in after ``closed``
         self._hurry.set()
         self._thread.join()
 
@@ -167,63 +207,74 @@ class Writer:
 
     def _next_batch(self) -> list[Item]:
         """What waits, up to a batch; nothing where something has to be pruned first."""
-        wait = None if self._prune_at is None else max(0.0, self._prune_at - time.monotonic())
-        batch: list[Item] = []
-        with suppress(queue.Empty):
-            batch.append(self._queue.get(timeout=wait))
-            while len(batch) < BATCH:
-                batch.append(self._queue.get_nowait())
+        if not self._woken.wait(self._idle_s()):
+            return []
+        self._urged.wait(PAUSE_S)
+        self._woken.clear()  # both before anything is taken: what comes from here on sets them again
+        self._urged.clear()
+        items = self._items
+        batch = [items.popleft() for _ in range(min(len(items), BATCH))]
+        if items:
+            self._woken.set()
+            self._urged.set()
         return batch
 
+    def _idle_s(self) -> float | None:
+        """How long there is nothing to do but to wait."""
+        return None if self._prune_at is None else max(0.0, self._prune_at - time.monotonic())
+
     def _handle(self, batch: Sequence[Item]) -> None:
-        traces = [item for item in batch if isinstance(item, tuple)]
+        rows = [item for item in batch if isinstance(item, tuple)]
         reports = [item for item in batch if isinstance(item, Report)]
         if reports:  # before the traces: somebody waits for them
-            self._report(reports, {trace.id for trace, _ in traces})
-        if traces:
-            self._append(traces)
+            self._report(reports, {row[0] for row in rows})
+        if rows:
+            self._append(rows)
         for item in batch:
             if isinstance(item, threading.Event):
                 item.set()
 
-    def _append(self, traces: Sequence[tuple[Trace, int]]) -> None:
-        rows = [row for trace, _ in traces if (row := self._encoded(trace)) is not None]
-        written = len(rows) if self._write(rows) else 0
+    def _append(self, rows: Sequence[Row]) -> None:
+        written = self._write(rows)
         with self._gate:
             self._count(
                 written=written,
-                shed=len(traces) - written,
-                waiting=-len(traces),
-                waiting_bytes=-sum(weight for _, weight in traces),
+                shed=len(rows) - written,
+                waiting=-len(rows),
+                waiting_bytes=-sum(map(_weight, rows)),
             )
 
-    def _encoded(self, trace: Trace) -> Row | None:
-        try:
-            return _row(trace, self._veil)
-        except Exception:  # a trace holds what clients and plug-ins put in; none may end the thread
-            log.exception("trace %r could not be encoded", trace.id)
-            return None
-
-    def _write(self, rows: Sequence[Row]) -> bool:
+    def _write(self, rows: Sequence[Row]) -> int:
+        """Write these, or those of them that can be; how many were."""
         for pause in (*RETRY_S, None):
             try:
                 self._insert(rows)
+            except _ONE_ROWS as error:
+                if len(rows) > 1:
+                    return sum(self._write([row]) for row in rows)
+                log.error("trace %r could not be written to %s: %s", rows[0][0], self._path, error)  # noqa: TRY400
+                return 0
             except Exception as error:  # a full disk must not stop the gateway; what is lost is counted and said
                 if pause is None or self._hurry.is_set() or not is_busy(error):
                     log.exception("%d traces could not be written to %s", len(rows), self._path)
-                    return False
+                    return 0
                 self._hurry.wait(pause)
             else:
-                return True
-        return False
+                return len(rows)
+        return 0
 
     def _insert(self, rows: Sequence[Row]) -> None:
-        self._db.execute("PRAGMA synchronous=NORMAL")
+        self._do_not_flush()
         with transaction(self._db):
-            self._db.executemany(
-                "INSERT OR REPLACE INTO traces (id, created_at, stage, cost, seconds, body) VALUES (?, ?, ?, ?, ?, ?)",
-                rows,
-            )
+            for first in range(0, len(rows), ROWS):
+                some = rows[first : first + ROWS]
+                self._db.execute(_insertion(len(some)), [value for row in some for value in row])
+
+    def _do_not_flush(self) -> None:
+        """Commits from here on are not flushed to the disk."""
+        if self._flushes:
+            self._db.execute("PRAGMA synchronous=NORMAL")
+            self._flushes = False
 
     # ── outcomes ─────────────────────────────────────────────────────────────
 
@@ -236,7 +287,8 @@ class Writer:
 
     def _commit(self, reports: Sequence[Report], coming: set[str]) -> None:
         try:
-            self._db.execute("PRAGMA synchronous=FULL")
+            self._db.execute("PRAGMA synchronous=FULL")  # said each time: what is promised rests on no memory of ours
+            self._flushes = True
             with transaction(self._db):
                 receipts = [self._keep(report, coming) for report in reports]
         except Exception as error:  # noqa: BLE001 - told to whoever waits; the thread goes on for the others
@@ -292,7 +344,7 @@ class Writer:
         if self._prune_at is None or time.monotonic() < self._prune_at:
             return
         try:
-            self._db.execute("PRAGMA synchronous=NORMAL")
+            self._do_not_flush()
             traces, outcomes = retention.prune_batch(self._db, self._keeping, self._clock())
         except sqlite3.Error as error:  # what is too old stays a while longer
             log.warning("old traces could not be pruned from %s: %s", self._path, error)
@@ -303,9 +355,11 @@ class Writer:
         self._prune_at = time.monotonic() + (retention.PAUSE_S if more else PRUNE_EVERY_S)
 
 
-def _row(trace: Trace, veil: Veil | None) -> Row:
-    index = trace.answer_index
-    stage = None if index is None else trace.attempts[index].stage
-    body = encode(trace) if veil is None else veiled(encode(trace), veil)
-    encoded = orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
-    return trace.id, trace.created_at, stage, trace.cost, trace.seconds, encoded
+def _weight(row: Row) -> int:
+    return len(row[-1]) + _ROW
+
+
+@lru_cache(maxsize=ROWS)
+def _insertion(rows: int) -> str:
+    """The statement for so many traces; the connection keeps what it made of each text."""
+    return _INSERT + ", ".join([_VALUES] * rows)
