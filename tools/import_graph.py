@@ -23,12 +23,12 @@ PACKAGE = "stepladder"
 # but for those joined by "→", where the left may import the right.
 LAYERS: dict[str, tuple[str, ...]] = {
     "surfaces": ("__main__", "cli", "gateway", "dashboard", "testing"),
-    "wiring": ("sync", "build", "config", "plugins", "hub"),
+    "wiring": ("sync", "build", "config", "plugins"),
     "study": ("reproduce", "train", "evaluate"),
     "heart": ("router",),
     "parts": ("features", "predictors", "policies", "costs", "engines", "guard", "traces"),
     "speculation": ("decoding",),
-    "words": ("contracts", "held", "tokens", "types", "errors", "files", "patience", "version"),
+    "words": ("contracts", "held", "tokens", "types", "errors", "files", "hub", "patience", "version"),
 }
 WITHIN = {
     ("__main__", "cli"),  # python -m stepladder
@@ -36,7 +36,6 @@ WITHIN = {
     ("build", "sync"),  # load() hands out the wrapper, which knows only the router
     ("build", "config"),
     ("build", "plugins"),
-    ("build", "hub"),
     ("reproduce", "train"),  # the paper's experiment fits its predictors
     ("reproduce", "evaluate"),
     ("train", "evaluate"),
@@ -45,6 +44,7 @@ WITHIN = {
     ("tokens", "types"),
     ("held", "types"),
     ("held", "tokens"),
+    ("hub", "errors"),
 }
 
 

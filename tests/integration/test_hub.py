@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import socket
 import threading
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -78,8 +80,11 @@ def server():
 
 
 def fetch(server, cache: Path, name: str = "model.gguf") -> Path:
-    endpoint = f"http://127.0.0.1:{server.server_port}"
-    return hub.fetch(hub.HubFile("org/tiny", name, None), cache=cache, endpoint=endpoint)
+    return hub.fetch(hub.HubFile("org/tiny", name, None), cache=cache, endpoint=address(server))
+
+
+def address(server) -> str:
+    return f"http://127.0.0.1:{server.server_port}"
 
 
 def test_a_file_is_fetched_once(server, tmp_path):
@@ -146,16 +151,75 @@ def test_names_that_are_no_digest_are_taken_as_they_are(server, tmp_path, monkey
     assert fetch(server, tmp_path).read_bytes() == b"small"
 
 
-def test_a_file_that_is_not_there(server, tmp_path):
-    with pytest.raises(ModelFileError, match="hub:org/tiny/absent.gguf could not be fetched"):
+@pytest.fixture(params=["refuses", "never answers"])
+def nowhere(request, monkeypatch) -> Iterator[str]:
+    """The address of a hub that cannot be reached; whoever waits there between two tries is found out."""
+
+    def waits(seconds: float) -> None:
+        pytest.fail(f"it waits {seconds} s for another try")
+
+    monkeypatch.setattr("time.sleep", waits)
+    monkeypatch.setattr(hub, "REACH_S", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        if request.param == "refuses":
+            listener.close()
+            yield "http://127.0.0.1:9"
+        else:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+TINY = hub.HubFile("org/tiny", "model.gguf", None)
+
+
+@pytest.mark.timeout(20)
+def test_a_hub_that_cannot_be_reached(nowhere, tmp_path):
+    with pytest.raises(ModelFileError) as caught:
+        hub.fetch(TINY, cache=tmp_path, endpoint=nowhere)
+    told = "hub:org/tiny/model.gguf could not be fetched: it is not on this machine, and the hub cannot be reached at"
+    assert str(caught.value).startswith(f"{told} {nowhere} (")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.timeout(20)
+def test_what_is_here_is_used_where_the_hub_cannot_be_reached(server, nowhere, tmp_path):
+    path = fetch(server, tmp_path)
+    assert hub.fetch(TINY, cache=tmp_path, endpoint=nowhere) == path
+    with pytest.raises(ModelFileError, match="it is not on this machine"):
+        hub.fetch(TINY._replace(revision="v2"), cache=tmp_path, endpoint=nowhere)
+
+
+@pytest.mark.timeout(20)
+def test_a_limit_of_the_users_own_counts(nowhere, tmp_path, monkeypatch):
+    monkeypatch.setattr(hub, "REACH_S", 3600.0)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_ETAG_TIMEOUT", 1)
+    with pytest.raises(ModelFileError, match="the hub cannot be reached at"):
+        hub.fetch(TINY, cache=tmp_path, endpoint=nowhere)
+
+
+def test_a_commit_that_is_here_asks_nobody(server, tmp_path):
+    path = fetch(server, tmp_path)
+    before = len(server.requests)
+    assert hub.fetch(TINY._replace(revision=COMMIT), cache=tmp_path, endpoint=address(server)) == path
+    assert len(server.requests) == before
+
+
+def test_offline_by_the_environment_nobody_is_asked(server, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ModelFileError, match="it is not on this machine, and HF_HUB_OFFLINE is set$"):
+        fetch(server, tmp_path)
+    assert server.requests == []
+    monkeypatch.undo()
+    path = fetch(server, tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    before = len(server.requests)
+    assert fetch(server, tmp_path) == path
+    assert len(server.requests) == before
+
+
+def test_what_the_hub_says_is_told_in_one_sentence(server, tmp_path):
+    with pytest.raises(ModelFileError) as caught:
         fetch(server, tmp_path, "absent.gguf")
-
-
-def test_a_hub_that_cannot_be_reached(tmp_path, monkeypatch):
-    monkeypatch.setattr("time.sleep", lambda seconds: None)  # the client waits 23 s between its tries
-    nowhere = "http://127.0.0.1:9"
-    with pytest.raises(ModelFileError, match="could not be fetched"):
-        hub.fetch(hub.HubFile("org/tiny", "model.gguf", None), cache=tmp_path, endpoint=nowhere)
+    assert str(caught.value) == "hub:org/tiny/absent.gguf could not be fetched: the repository has no such file"
 
 
 @pytest.mark.parametrize(

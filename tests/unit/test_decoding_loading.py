@@ -364,6 +364,13 @@ def test_an_untried_family_is_compared_with_itself(tmp_path, monkeypatch):
         load(str(tmp_path))
 
 
+@pytest.fixture
+def _reachable(monkeypatch) -> None:
+    """No test asks the hub."""
+    monkeypatch.setattr("stepladder.hub._unreachable", lambda endpoint: None)
+
+
+@pytest.mark.usefixtures("_reachable")
 def test_repositories_of_the_hub_are_fetched_without_code_and_pickles(folder, monkeypatch):
     asked: list[tuple[str, dict[str, Any]]] = []
 
@@ -404,6 +411,7 @@ def hub_error(kind: str) -> Exception:
         ("HfHubHTTPError", "404 Client Error"),
     ],
 )
+@pytest.mark.usefixtures("_reachable")
 def test_what_cannot_be_fetched_is_said_in_one_sentence(monkeypatch, kind, said):
     def fails(_repo: str, **_settings: Any) -> str:
         raise hub_error(kind)
@@ -413,6 +421,16 @@ def test_what_cannot_be_fetched_is_said_in_one_sentence(monkeypatch, kind, said)
         load("org/tiny")
 
 
+def test_a_repository_is_not_waited_for_where_the_hub_cannot_be_reached(tmp_path, monkeypatch):
+    monkeypatch.setattr("time.sleep", lambda seconds: pytest.fail(f"it waits {seconds} s for another try"))
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    told = "the model 'org/tiny' could not be fetched: it is not on this machine, and the hub cannot be reached at"
+    with pytest.raises(ModelFileError, match=f"^{told} http://127.0.0.1:9 "):
+        load("org/tiny")
+
+
+@pytest.mark.usefixtures("_reachable")
 def test_other_errors_of_fetching_are_told_by_their_first_sentence(monkeypatch):
     for error, said in (
         (OSError("\n  The disk is full. Free some space.\nhint"), "The disk is full"),

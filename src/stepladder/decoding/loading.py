@@ -23,6 +23,7 @@ from stepladder.decoding.memory import Need, Probe
 from stepladder.decoding.models import CHUNK, LanguageModel, context_of, own_logits, require_same, shape_of
 from stepladder.decoding.tokenizer import Tokenizer
 from stepladder.errors import EngineError, MissingExtraError, ModelFileError, StepladderError, nearest
+from stepladder.hub import fetched
 
 T = TypeVar("T")
 
@@ -231,37 +232,19 @@ def _fetched(source: str) -> Path:
     if found is None:
         raise ModelFileError(f"the model '{source}' is no folder, no GGUF file and no OWNER/NAME[@REVISION] of the hub")
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    try:
+    def download(*, local_files_only: bool) -> str:
         folder = snapshot_download(
             found["repo"],
             revision=found["revision"],
             allow_patterns=WANTED,
             ignore_patterns=UNWANTED,
             library_name="stepladder",
+            local_files_only=local_files_only,
         )
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        raise ModelFileError(f"the model '{source}' could not be fetched: {_why_not(error)}") from error
-    return Path(folder)
+        return str(folder)
 
-
-def _why_not(error: Exception) -> str:
-    """The hub's errors come with addresses, request ids and advice over several lines; one sentence is left of them."""
-    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
-    from huggingface_hub.errors import RevisionNotFoundError as NoSuchRevisionError
-
-    known: tuple[tuple[type[Exception], str], ...] = (
-        (GatedRepoError, "its owner has to grant access first; then set HF_TOKEN"),
-        (RepositoryNotFoundError, "the hub has no such repository, or it is private and HF_TOKEN is not set"),
-        (NoSuchRevisionError, "the repository has no such revision"),
-        (LocalEntryNotFoundError, "it is not on this machine, and the hub cannot be reached"),
-    )
-    for kind, told in known:
-        if isinstance(error, kind):
-            return told
-    said = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    return re.split(r"(?<=[.:;]) |\s*\(Request ID", said, maxsplit=1)[0].rstrip(".:; ")
+    return fetched(f"the model '{source}'", download)
 
 
 def _elements(folder: Path) -> int:
