@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,7 +15,7 @@ from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HTTPRequest
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from stepladder.errors import AccessError, RequestError
 from stepladder.gateway.access import ACCESS, FreeGate, Gate, access_of
@@ -124,14 +124,18 @@ class Gateway(Starlette):
 
     def __init__(self, routes: Sequence[Route], **starlette: Any) -> None:
         super().__init__(routes=routes, **starlette)
-        fixed = [route for route in routes if not route.param_convertors]
-        self._doors = {(method, route.path): route.app for route in fixed for method in route.methods or ()}
+        self._doors = {
+            (method, route.path): route.app
+            for route in routes
+            if isinstance(route.app, Door) and not route.param_convertors
+            for method in route.methods or ()
+        }
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        door: ASGIApp | None = None
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Coroutine[Any, Any, None]:
+        door: Door | None = None
         if scope["type"] == "http" and not scope.get("root_path"):
             door = self._doors.get((scope["method"], scope["path"]))
-        await (super().__call__ if door is None else door)(scope, receive, send)
+        return super().__call__(scope, receive, send) if door is None else door(scope, receive, send)
 
 
 class Doors:
@@ -148,13 +152,13 @@ class Doors:
         owners = {stage.name: stage.engine for stage in ladder.stages}
         self._models = models_body(self._names, owners, created=int(router.parts.clock()))
 
-    async def chat(self, scope: Scope, body: bytes) -> Sendable:
+    def chat(self, scope: Scope, body: bytes) -> Awaitable[Sendable]:
         """POST /v1/chat/completions"""
-        return await self._answer(self._request(scope, body, "chat"))
+        return self._answer(self._request(scope, body, "chat"))
 
-    async def completion(self, scope: Scope, body: bytes) -> Sendable:
+    def completion(self, scope: Scope, body: bytes) -> Awaitable[Sendable]:
         """POST /v1/completions"""
-        return await self._answer(self._request(scope, body, "completion"))
+        return self._answer(self._request(scope, body, "completion"))
 
     async def route(self, scope: Scope, body: bytes) -> Sendable:
         """POST /v1/route: the decision alone; nothing is called and nothing is stored."""
@@ -291,23 +295,18 @@ class Door:
             return
         scope[ACCESS], sent.headers, sent.visit.caller = access, access.headers, access.caller
         try:
-            await self._let_in(scope, receive, sent)
-        finally:
-            access.leave()
-
-    async def _let_in(self, scope: Scope, receive: Receive, sent: Sent) -> None:
-        try:
             body = await read_body(scope, receive, self._limit)
-        except RequestError as error:
-            await error_reply(error)(sent)
-        except ClientDisconnect:
-            sent.visit.ending = "left"
-        else:
             sent.visit.bytes_in = len(body)
             work, leaving = self._reply(scope, body, sent), scope.get(LEAVING)
             stayed = while_connected(receive, work) if leaving is None else until_left(leaving, work)
             if not await stayed:
                 sent.visit.ending = "left"
+        except RequestError as error:  # of the body: what the work raises becomes its reply
+            await error_reply(error)(sent)
+        except ClientDisconnect:
+            sent.visit.ending = "left"
+        finally:
+            access.leave()
 
     async def _reply(self, scope: Scope, body: bytes, send: Send) -> None:
         try:
@@ -320,23 +319,41 @@ class Door:
 class Sent:
     """``send``, remembering how much of the reply has left."""
 
+    __slots__ = ("_head", "_send", "headers", "streaming", "visit")
+
     def __init__(self, send: Send, visit: Visit) -> None:
         self.visit = visit
         self._send = send
+        self._head: Message | None = None
         self.headers: Headers = ()
         """What is added to the reply's own."""
-        self.begun = self.streaming = self.events = False
+        self.streaming = False
 
-    async def __call__(self, message: Message) -> None:
+    @property
+    def begun(self) -> bool:
+        """Whether anything has left."""
+        return self._head is not None
+
+    @property
+    def events(self) -> bool:
+        """Whether it is a stream of events."""
+        head = self._head or {"headers": ()}
+        return any(value.startswith(_EVENT_STREAM) for _, value in head["headers"])
+
+    def __call__(self, message: Message) -> Awaitable[None]:
+        if not self.streaming or not message.get("more_body"):
+            return self._turn(message)
+        self.visit.bytes_out += len(message.get("body", b""))  # amid a reply nothing else is new
+        return self._send(message)
+
+    async def _turn(self, message: Message) -> None:
         if self.headers and not self.begun:
             message = {**message, "headers": [*message["headers"], *self.headers]}
         await self._send(message)
-        if self.begun:
-            self.visit.bytes_out += len(message.get("body", b""))
+        if self._head is None:
+            self._head, self.visit.status = message, message["status"]
         else:
-            self.visit.status = message["status"]
-            self.events = any(value.startswith(_EVENT_STREAM) for _, value in message["headers"])
-        self.begun = True
+            self.visit.bytes_out += len(message.get("body", b""))
         self.streaming = bool(message.get("more_body"))
 
 
@@ -391,6 +408,8 @@ def _check_headers(scope: Scope) -> int:
 
 
 def _is_json(content_type: str | None) -> bool:
+    if content_type == "application/json":
+        return True
     kind = (content_type or "").partition(";")[0].strip().lower()
     return kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json"))
 

@@ -9,7 +9,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from starlette.types import Message, Send
+from starlette.types import Send
 
 from stepladder.gateway.report import Headers
 from stepladder.gateway.watch import note_stalled
@@ -81,16 +81,17 @@ class EventStream:
             patience.cancel()
 
     async def _send_all(self, send: Send, patience: Patience) -> None:
-        async def put(message: Message) -> None:
-            patience.begin()
-            await send(message)
-            patience.end()
-
+        patience.begin()
         async with aclosing(self.events), aclosing(self.frames):
-            await put({"type": "http.response.start", "status": 200, "headers": [*_EVENTS, *self.headers]})
+            await send({"type": "http.response.start", "status": 200, "headers": [*_EVENTS, *self.headers]})
+            patience.end()
             async for frame in self.frames:
-                await put({"type": "http.response.body", "body": frame, "more_body": True})
-        await put({"type": "http.response.body", "body": b""})
+                patience.begin()
+                await send({"type": "http.response.body", "body": frame, "more_body": True})
+                patience.end()
+        patience.begin()
+        await send({"type": "http.response.body", "body": b""})
+        patience.end()
 
 
 def json_reply(value: Any, headers: Headers = (), status: int = 200) -> Reply:
