@@ -18,7 +18,7 @@ from stepladder.errors import ArtifactError
 from stepladder.predictors import history
 from stepladder.predictors.artifact import array_of, content_version, numbers_of, shaped
 from stepladder.predictors.grams import BUCKETS, DENSE, hashed_grams
-from stepladder.predictors.lexical import NAMES, WORDS, numbers
+from stepladder.predictors.lexical import NAMES, WORDS, numbers, packed
 from stepladder.predictors.logistic import from_logit, sigmoid
 from stepladder.types import Estimates, Features
 
@@ -60,7 +60,7 @@ class GBDTPredictor:
         self._weights = shaped(arrays, "weights", (BUCKETS + DENSE, len(stages))).astype(np.float32)
         self._bias = shaped(arrays, "bias", (len(stages),))
         self._base = shaped(arrays, "base", (len(stages),))
-        self._counts: list[float] = shaped(arrays, "counts", (WORDS,)).tolist()
+        self._counts = packed(shaped(arrays, "counts", (WORDS,)))
         columns = len(NAMES) + len(stages)
         self._trees = Trees(arrays, params.get("depth"), len(stages), columns)
         self._after = _later(params, arrays, AFTER, len(stages), columns)
@@ -87,17 +87,23 @@ class GBDTPredictor:
         return [sigmoid(logit) for logit in logits], answered
 
     def _logits(self, features: Features) -> tuple[list[float], Container[int]]:
-        rows, amounts = hashed_grams(features.text)
-        scores = amounts @ self._weights.take(rows, axis=0) + self._bias
-        inputs = [*numbers(features.text, self._counts), *scores.tolist()]
+        inputs = features.memo.get(self)
+        if inputs is None:
+            inputs = features.memo[self] = self._columns(features.text)
         base, trees, answered = self._base, self._trees, _NOBODY
         if features.attempts:
             later, answered = self._answered(features)
             if later is not None and answered:
                 base, trees = later.base, later.trees
-                inputs += history.numbers(answered, len(self._stages), later.signals)
-        logits: list[float] = (base + trees.sums(np.array(inputs))).tolist()
+                inputs = np.concatenate((inputs, history.numbers(answered, len(self._stages), later.signals)))
+        logits: list[float] = (base + trees.sums(inputs)).tolist()
         return logits, answered
+
+    def _columns(self, text: str) -> NDArray[np.float64]:
+        """What is read of a text: a number for each of NAMES, and for each stage's score."""
+        rows, amounts = hashed_grams(text)
+        scores = amounts.dot(self._weights.take(rows, axis=0)) + self._bias
+        return np.array([*numbers(text, self._counts), *scores.tolist()])
 
     def _answered(self, features: Features) -> tuple[_Later | None, Mapping[int, history.Signals]]:
         """What estimates after these attempts, and their signals."""
@@ -131,9 +137,16 @@ def _later(
 
 
 class Trees:
-    """All trees of all stages side by side, walked one level at a time. ``prefix`` begins the names of their arrays."""
+    """All trees of all stages side by side, walked one level at a time. ``prefix`` begins the names of their arrays.
 
-    def __init__(self, arrays: Mapping[str, Any], depth: Any, stages: int, columns: int, prefix: str = "") -> None:
+    ``rows`` is how many rows of inputs ``sums_of`` takes at once. Nodes are numbered anew: leaves first, then those
+    that test something, by what they test. All tests are then made by a few operations over memory in its order, which
+    is what counts where caches have been emptied since the last request.
+    """
+
+    def __init__(
+        self, arrays: Mapping[str, Any], depth: Any, stages: int, columns: int, *, prefix: str = "", rows: int = 1
+    ) -> None:
         feature = array_of(arrays, f"{prefix}feature", 3)
         shape = feature.shape
         if shape[0] != stages or 0 in shape[1:]:
@@ -147,35 +160,64 @@ class Trees:
             raise ArtifactError(f"{prefix}depth should be a whole number from 0 to {deepest}, not {depth!r}")
         self._depth = depth
         left, right = (_within(arrays, f"{prefix}{name}", shape, shape[2]) for name in ("left", "right"))
-        value = shaped(arrays, f"{prefix}value", shape)
+        column = _within(arrays, f"{prefix}feature", shape, columns)
+        value, threshold = (shaped(arrays, f"{prefix}{name}", shape) for name in ("value", "threshold"))
         kept = (left[:, :, 0] != 0) | (value[:, :, 0] != 0)  # not what only fills up a stage with fewer trees
         kept[:, 0] = True  # so that every stage's sum is one of something
-        first = np.arange(int(kept.sum())).reshape(-1, 1) * shape[2]
-        self._left, self._right = ((child[kept] + first).reshape(-1) for child in (left, right))
-        self._roots = first.reshape(-1)
         self._starts = np.r_[0, kept.sum(axis=1).cumsum()[:-1]]
-        self._column = _within(arrays, f"{prefix}feature", shape, columns)[kept].reshape(-1)
-        self._threshold = shaped(arrays, f"{prefix}threshold", shape)[kept].reshape(-1)
-        self._value = value[kept].reshape(-1)
+        first = np.arange(int(kept.sum())).reshape(-1, 1) * shape[2]
+        left, right = ((child[kept] + first).reshape(-1) for child in (left, right))
+        column, value, threshold = (each[kept].reshape(-1) for each in (column, value, threshold))
+        self._lay_out(_Nodes(left, right, column, threshold, value), first.reshape(-1), columns, rows)
+
+    def _lay_out(self, nodes: _Nodes, roots: NDArray[np.int64], columns: int, rows: int) -> None:
+        """Each row has tests of its own, and leaves are the same for all: so a walk needs no row's number."""
+        here = np.arange(len(nodes.left))
+        is_leaf = (nodes.left == here) & (nodes.right == here)
+        leaves, tests = np.flatnonzero(is_leaf), np.flatnonzero(~is_leaf)
+        tests = tests[np.argsort(nodes.column[tests], kind="stable")]
+        place = np.empty(len(here), dtype=np.intp)
+        place[np.concatenate((leaves, tests))] = here
+        further = np.arange(rows).reshape(-1, 1) * len(tests)
+
+        def placed(found: NDArray[np.int64]) -> NDArray[np.intp]:
+            own = place[found]
+            return np.where(own < len(leaves), own, own + further)
+
+        self._left, self._right, self._roots = (placed(at) for at in (nodes.left[tests], nodes.right[tests], roots))
+        self._leaves = here[: len(leaves)]
+        self._times = np.bincount(nodes.column[tests], minlength=columns)
+        self._threshold = nodes.threshold[tests]
+        self._value = np.concatenate((nodes.value[leaves], np.tile(nodes.value[tests], rows)))
 
     def sums(self, inputs: NDArray[np.float64]) -> NDArray[np.float64]:
         """Sum of the leaves of each stage's trees that a row of ``columns`` inputs falls into: (stages,)."""
-        child = np.where(inputs.take(self._column) <= self._threshold, self._left, self._right)
+        found: NDArray[np.float64] = np.add.reduceat(self._reached(inputs)[0], self._starts)
+        return found
+
+    def sums_of(self, inputs: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Of trees that all stages share: the sum of the leaves that each row (rows, columns) falls into, (rows,)."""
+        found: NDArray[np.float64] = self._reached(inputs).sum(axis=1)
+        return found
+
+    def _reached(self, inputs: NDArray[np.float64]) -> NDArray[np.float64]:
+        """What every tree comes to, (rows, trees)."""
+        is_left = inputs.repeat(self._times, axis=-1) <= self._threshold
+        child = np.concatenate((self._leaves, np.where(is_left, self._left, self._right).reshape(-1)))
         at = self._roots
         for _ in range(self._depth):
             at = child.take(at)
-        found: NDArray[np.float64] = np.add.reduceat(self._value.take(at), self._starts)
-        return found
+        return self._value.take(at)
 
-    def sums_of(self, rows: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Of trees that all stages share: the sum of the leaves that each row (m, columns) falls into, (m,)."""
-        child = np.where(rows.take(self._column, axis=1) <= self._threshold, self._left, self._right)
-        child += np.arange(0, child.size, child.shape[1]).reshape(-1, 1)
-        flat, at = child.reshape(-1), self._roots + np.arange(0, child.size, child.shape[1]).reshape(-1, 1)
-        for _ in range(self._depth):
-            at = flat.take(at)
-        found: NDArray[np.float64] = self._value.take(at % child.shape[1]).sum(axis=1)
-        return found
+
+class _Nodes(NamedTuple):
+    """Nodes of all trees in a row, (n,) each. A leaf is its own ``left`` and ``right``."""
+
+    left: NDArray[np.int64]
+    right: NDArray[np.int64]
+    column: NDArray[np.int64]
+    threshold: NDArray[np.float64]
+    value: NDArray[np.float64]
 
 
 def _within(arrays: Mapping[str, Any], name: str, shape: tuple[int, ...], end: int) -> NDArray[np.int64]:

@@ -44,7 +44,7 @@ class Reading:
 
     def __init__(self, arrays: Mapping[str, Any], stages: int) -> None:
         self.stages = stages
-        self._counts: list[float] = shaped(arrays, "counts", (lexical.WORDS,), largest=LARGEST).tolist()
+        self._counts = lexical.packed(shaped(arrays, "counts", (lexical.WORDS,), largest=LARGEST))
         self._idf = shaped(arrays, "idf", (BUCKETS,), largest=LARGEST).astype(np.float32)
         project, offset = (
             array_of(arrays, "project", 2, largest=LARGEST),

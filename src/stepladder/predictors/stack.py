@@ -100,7 +100,9 @@ class StackPredictor:
         if self._fast is not None:
             means, answered = self._fast.means(features)
         else:
-            row = self._reading.row(features.text)
+            row = features.memo.get(self)
+            if row is None:
+                row = features.memo[self] = self._reading.row(features.text)
             if self._values:
                 row = np.append(row, [features.values.get(name, 0.0) for name in self._values])
             means = self._before.means(for_each_stage(row, len(self._stages)))
@@ -174,7 +176,7 @@ class Head:
         self._middle, self._scale = mine("middle", columns), mine("scale", columns)
         self._line, self._bias = np.ascontiguousarray(mine("line", columns, stages).T), mine("line_bias", stages)
         self._base, self._platt = mine("base", 1), mine("platt", stages, 2).tolist()
-        self._trees = Trees(arrays, params.get(f"{prefix}depth"), 1, columns, prefix=prefix)
+        self._trees = Trees(arrays, params.get(f"{prefix}depth"), 1, columns, prefix=prefix, rows=stages)
 
     def means(self, rows: NDArray[np.float64]) -> list[float]:
         """Calibrated quality of every stage; rows are (k, columns)."""
