@@ -413,7 +413,7 @@ class Router:
                         break
                     if not pieces:
                         entry.heard()
-                    pieces.append(event.text)
+                    pieces += [piece.text for piece in event.pieces]
                     if call.final:
                         yield event
                         continue
@@ -448,12 +448,21 @@ class Router:
         return Held(request, call.stage, limit, self.parts.timer, is_open=mode == "restart")
 
     def _shown(self, climb: Climb, held: Held | None, delta: Delta) -> Iterable[Decided | Delta]:
+        """What these pieces let out; each is looked at, also where they came at once."""
+        found: list[Decided | Delta] = []
+        if held is None:
+            return found
+        for piece in delta.pieces:
+            found += self._let_out(climb, held, piece)
+            if climb.ahead is not None:
+                break
+        return found
+
+    def _let_out(self, climb: Climb, held: Held, delta: Delta) -> Iterable[Decided | Delta]:
         """What this piece lets out: itself, nothing, or, where the policy now keeps the answer, all up to it.
 
         Where the policy goes on without it, that step is the next.
         """
-        if held is None:
-            return ()
         held.take(delta)
         if held.is_open:
             return (delta,)
@@ -511,7 +520,8 @@ class Router:
         async with aclosing(self._generate(with_logprobs(request), stage, draft)) as events:
             async for event in events:
                 if isinstance(event, Delta):
-                    yield without_delta_logprobs(event)
+                    for piece in event.pieces:
+                        yield without_delta_logprobs(piece)
                 elif not (refused := event.fault is not None and event.fault.kind == "bad_request"):
                     if event.is_answer:
                         self._refusals.pop(stage.name, None)

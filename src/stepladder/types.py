@@ -352,6 +352,10 @@ class Delta:
     ``data`` are the chunk's bytes where they say just what ``raw`` says, so that it need not be written anew;
     ``logprobs`` the natural-log probabilities of its tokens where they are told. ``more`` says that the next piece is
     already here, so that both may be sent on together.
+
+    ``parts`` are several pieces of plain text that came at once, where this stands for all of them: then ``text`` is
+    all of theirs, ``raw`` the last one's, and ``data`` their bytes as a stream of events has them, from the first one's
+    to the last one's.
     """
 
     text: str
@@ -359,6 +363,12 @@ class Delta:
     data: bytes | None = field(default=None, repr=False, compare=False)
     logprobs: tuple[float, ...] = ()
     more: bool = field(default=False, compare=False)
+    parts: tuple[Delta, ...] = field(default=(), repr=False, compare=False)
+
+    @property
+    def pieces(self) -> tuple[Delta, ...]:
+        """One by one, as they came."""
+        return self.parts or (self,)
 
 
 EngineEvent = Delta | Attempt

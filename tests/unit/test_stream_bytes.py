@@ -116,3 +116,48 @@ def test_the_short_way_of_reading_comes_to_the_same(words: list[tuple[str, str |
         assert (one.text, one.logprobs) == (other.text, other.logprobs)
     assert short == long
     assert short.attempt(9.0) == long.attempt(9.0)
+
+
+PIECES = st.lists(
+    st.tuples(
+        WORDS,
+        st.sampled_from([None, None, None, "stop"]),
+        st.sampled_from([{}, {}, {"x": {"model": "up"}}, {"logprobs": None}]),
+    ),
+    max_size=6,
+)
+
+
+@given(PIECES, st.integers(0, 3), st.sampled_from(["up", "\u00fc", 'a"b']))
+def test_pieces_that_came_at_once_go_out_as_they_would_one_by_one(
+    words: list[tuple[str, str | None, dict[str, Any]]], how: int, model: str
+) -> None:
+    """Joined or not, the client reads the same events, and the reply is read into the same."""
+    joined, alone = wire.Reply("s"), wire.Reply("s")
+    sent = [
+        dumped(
+            {"model": model, "choices": [{"index": 0, "delta": {"content": word}, "finish_reason": end}], **more}, how
+        )
+        for word, end, more in words
+    ]
+    together = wire.together([joined.read_chunk(data, 0.1) for data in sent])
+    one_by_one = [alone.read_chunk(data, 0.1) for data in sent]
+    assert joined == alone
+    assert [piece.text for delta in together for piece in delta.pieces] == [delta.text for delta in one_by_one]
+    assert "".join(delta.text for delta in together) == "".join(delta.text for delta in one_by_one)
+    assert [delta.more for delta in together] == [True] * (len(together) - 1) + [False] * bool(together)
+    out, expected = writer(), writer()
+    frames = out.first(together)
+    assert SSEParser().feed(frames) == SSEParser().feed(b"".join([expected.relay(delta) for delta in one_by_one]))
+    assert (out._id, out._created, out._ended) == (expected._id, expected._created, expected._ended)
+
+
+def test_plain_pieces_are_joined() -> None:
+    reply = wire.Reply("s")
+    sent = [
+        b'{"model":"up","choices":[{"index":0,"delta":{"content":"%d"},"finish_reason":null}]}' % i for i in range(9)
+    ]
+    (delta,) = wire.together([reply.read_chunk(data, 0.1) for data in sent])
+    assert (delta.text, len(delta.parts)) == ("012345678", 9)
+    assert delta.data is not None
+    assert with_model(delta.data, "up", b'"s"', 9) == delta.data.replace(b'"up"', b'"s"')

@@ -282,7 +282,7 @@ class _Call:
             return [], wire.protocol_error(f"the server's stream cannot be read: {error}")
         deltas, end = self._read_events(events)
         if len(deltas) > 1:
-            deltas[:-1] = [Delta(each.text, each.raw, each.data, each.logprobs, more=True) for each in deltas[:-1]]
+            deltas = wire.together(deltas)
         if end is None and not piece:
             cut = wire.protocol_error("the server's stream ended before the answer did")
             return deltas, "closed" if self.reply.finish_reason is not None else cut

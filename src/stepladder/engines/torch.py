@@ -24,6 +24,7 @@ from stepladder.tokens import tokens_of
 from stepladder.types import Attempt, Capability, EngineCost, EngineEvent, Fault, Request, Stage
 
 if TYPE_CHECKING:
+    from stepladder.decoding.rounds import AllRounds
     from stepladder.engines.torch_answer import Answering
     from stepladder.engines.torch_chains import Shared
     from stepladder.engines.torch_models import Row
@@ -40,6 +41,7 @@ class _Running:
     row: Row
     worker: Worker
     planners: dict[str, Shared]
+    rounds: dict[str, AllRounds]
     places: dict[str, asyncio.Semaphore] = field(default_factory=dict)
     everywhere: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(1))
 
@@ -55,6 +57,10 @@ class TorchEngine:
     bottom first, names of lower stages and "ngram". ``draft_length``: tokens asked of each drafter, or "auto".
     ``drafter``: one more model, which drafts for this stage alone and is called STAGE-drafter. ``verification``:
     rejection or block. None of these changes what is written: a stage's own law is kept.
+
+    ``rounds``: "auto" (the default) runs rounds whole on a GPU, as CUDA graphs with one wait each, where models and
+    options allow it, and says in the log where not; "off" runs them pass by pass; "on" runs them whole on any device.
+    Drafts are then as long as was planned, never ended by confidence.
 
     ``threads``: cores that a pass may use, the same for all stages that set it; by default PyTorch's own choice.
 
@@ -254,6 +260,7 @@ class TorchEngine:
             row=running.row,
             shared=running.planners[settings.stage.name],
             draft=draft,
+            rounds=running.rounds.get(settings.stage.name),
             seed=self._new_seed(),
             timer=self._timer,
             loop=asyncio.get_running_loop(),
@@ -262,9 +269,10 @@ class TorchEngine:
     def _load(self) -> _Running:
         """Everything that takes time; blocks."""
         from stepladder.decoding.batch import Batch
+        from stepladder.decoding.graphs import WIDTHS
         from stepladder.decoding.times import StepTimes
         from stepladder.engines.torch_chains import Shared, planner_for
-        from stepladder.engines.torch_models import load_row, time_passes, use_threads
+        from stepladder.engines.torch_models import load_row, rounds_of, time_passes, use_threads
         from stepladder.engines.torch_worker import Worker
 
         settings = tuple(self._settings.values())
@@ -274,9 +282,17 @@ class TorchEngine:
         served = [each for each in settings if each.stage.name not in row.failed]
         time_passes(row.models, times.observe, timer=self._timer, budget_s=self._trial_s)
         chunk = min(each.chunk for each in settings)
-        shared = {each.stage.name: Shared(planner_for(each, row, times, chunk=chunk), lock) for each in served}
+        rounds = rounds_of(served, row, timer=self._timer)
+        shared = {
+            each.stage.name: Shared(
+                planner_for(each, row, times, chunk=chunk, on_device=each.stage.name in rounds), lock
+            )
+            for each in served
+        }
 
         def on_pass(stage: int, width: int, rows: int, seconds: float) -> None:
+            if rounds and width <= WIDTHS[-1]:
+                return  # such passes are planned with as rounds have them, without the host's time
             with lock:
                 times.observe(stage, width, rows, seconds)
 
@@ -286,11 +302,12 @@ class TorchEngine:
             on_pass=on_pass,
             chunk=chunk,
             usual={index: times.seconds(index, 1) or 0.0 for index in range(len(row.models))},
+            rounds=next(iter(rounds.values()), None),
         )
         worker = Worker(batch, first=lambda: use_threads(threads))
         places = {each.stage.name: asyncio.Semaphore(self.places(each.stage)) for each in settings}
         # Every answer may hold a cache row of every model.
-        return _Running(row, worker, shared, places, asyncio.Semaphore(min(each.slots for each in settings)))
+        return _Running(row, worker, shared, rounds, places, asyncio.Semaphore(min(each.slots for each in settings)))
 
 
 def _retrieve(load: asyncio.Task[_Running]) -> None:

@@ -15,6 +15,7 @@ from stepladder.decoding.chain import Emitted, Run
 from stepladder.decoding.decode import decode
 from stepladder.decoding.deferral import Deferral, slack
 from stepladder.decoding.oracle import SeededOracle
+from stepladder.decoding.rounds import AllRounds
 from stepladder.decoding.sequence import Sequence
 from stepladder.decoding.tokenizer import Detokenizer, Tokenizer
 from stepladder.engines import torch_text
@@ -198,8 +199,12 @@ def begin(
     timer: Callable[[], float],
     loop: asyncio.AbstractEventLoop,
     clock: Callable[[], float] = time.time,
+    rounds: AllRounds | None = None,
 ) -> Answering:
-    """Everything that can be said before the first pass. Raises WireError for a request that cannot be answered."""
+    """Everything that can be said before the first pass. Raises WireError for a request that cannot be answered.
+
+    ``rounds`` runs rounds whole on their device; an answer whose log probabilities are told is written pass by pass.
+    """
     order, top = read_order(request), row.index(settings.stage.name)
     tokenizer, model = row.tokenizer(top), row.models[top]
     prompt = _prompt(request, tokenizer)
@@ -211,6 +216,8 @@ def begin(
     given = _given(draft, tokenizer)[:most]
     answer = Sequence(list(prompt))
     watch = Watch(shared, greedy=order.sampling.greedy)
+    # A stream of the stage's own: a lower answer that is judged here was drawn with the same seed.
+    oracle = SeededOracle(f"{settings.stage.name}:{seed if order.seed is None else order.seed}")
     chains = Chains(
         top=top,
         shared=shared,
@@ -225,9 +232,10 @@ def begin(
         deferral=_deferral(settings, request),
         settled=order.seed is not None and not order.sampling.greedy,
         given=given,
+        own=watch.own,
+        device=rounds if order.top_logprobs is None else None,
+        chance=oracle.number,
     )
-    # A stream of the stage's own: a lower answer that is judged here was drawn with the same seed.
-    oracle = SeededOracle(f"{settings.stage.name}:{seed if order.seed is None else order.seed}")
     return Answering(
         request=request,
         settings=settings,

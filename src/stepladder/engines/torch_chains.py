@@ -21,9 +21,12 @@ from stepladder.decoding.chain import (
 )
 from stepladder.decoding.controller import Planner
 from stepladder.decoding.course import Round
+from stepladder.decoding.decode import Chain
 from stepladder.decoding.deferral import Deferral
+from stepladder.decoding.kinds import Own
 from stepladder.decoding.planner_settings import PlannerSettings
 from stepladder.decoding.planning import LONGEST, Plan
+from stepladder.decoding.rounds import AllRounds, DeviceRound
 from stepladder.decoding.sequence import Sequence as Answer
 from stepladder.decoding.tally import Tally
 from stepladder.decoding.times import StepTimes
@@ -60,10 +63,15 @@ class Shared:
         self.at_work -= 1
 
 
-def planner_for(settings: Settings, row: Row, times: StepTimes, *, chunk: int = CHUNK) -> Planner:
-    """The planner that a stage's options ask for; step times are shared by all stages, and read in chunks by all."""
+def planner_for(
+    settings: Settings, row: Row, times: StepTimes, *, chunk: int = CHUNK, on_device: bool = False
+) -> Planner:
+    """The planner that a stage's options ask for; step times are shared by all stages, and read in chunks by all.
+
+    ``on_device``: rounds run whole on their device, where no draft ends by confidence.
+    """
     top = row.index(settings.stage.name)
-    fixed: Literal["fixed", "marginal"] = "marginal" if settings.length is None else "fixed"
+    fixed: Literal["fixed", "marginal"] = "fixed" if on_device or settings.length is not None else "marginal"
     if settings.chain is None:
         asked = PlannerSettings(longest=settings.length or LONGEST, stopping=fixed)
     elif not settings.chain:
@@ -83,6 +91,7 @@ class Watch(Tally):
         super().__init__()
         self._shared = shared
         self._greedy = greedy
+        self.own = shared.planner.own(greedy=greedy)
 
     def verified(self, drafter: int, target: int, asked: int, accepted: int, confidences: Sequence[float]) -> None:
         """Count it, and let the planner learn from it."""
@@ -92,6 +101,7 @@ class Watch(Tally):
         with self._shared.lock:
             acceptance = self._shared.planner.acceptance(greedy=self._greedy)
             acceptance.observe(drafter, target, len(confidences), accepted, confidences, asked=asked)
+            self.own.observe(drafter, target, len(confidences), accepted)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -100,7 +110,9 @@ class Chains:
 
     ``contexts`` are the positions that each model has: a drafter that would run out of them is left out. ``most`` is
     how many tokens the answer may have, ``ends`` are those that end it. ``settled``: run with what was set and nothing
-    that was measured, for an answer that is to be the same whenever it is asked for with its seed.
+    that was measured, for an answer that is to be the same whenever it is asked for with its seed. ``own``: what the
+    answer has shown so far. ``device`` runs rounds whole where it can, with numbers of the answer's own ``chance``;
+    None: pass by pass.
     """
 
     top: int
@@ -116,6 +128,9 @@ class Chains:
     deferral: Deferral | None = None
     settled: bool = False
     given: Sequence[int] = ()
+    own: Own | None = None
+    device: AllRounds | None = None
+    chance: Callable[[], float] | None = None
     plan: Plan = field(init=False)
     climbing: bool = field(init=False, default=False)
     _ngram: NgramDrafter = field(init=False)
@@ -129,7 +144,8 @@ class Chains:
     """Seconds and number of the round's passes, each divided by the rows that shared it."""
     _read: list[float] = field(init=False, default_factory=lambda: [0.0, 0.0])
     """Seconds of the round in which the answering stage read a prompt, and in which drafters did."""
-    _made: tuple[Plan | None, Verifier | None] = field(init=False, default=(None, None))
+    _captured_s: float = field(init=False, default=0.0)
+    _made: tuple[Plan | None, Chain | None] = field(init=False, default=(None, None))
 
     def __post_init__(self) -> None:
         self.plan = Plan((self.top,))
@@ -143,9 +159,9 @@ class Chains:
         latest = reversed(list(self.rounds.items()))  # a copy: who ran out of time asks from another thread
         return max(latest, key=lambda each: each[1])[0] if self.rounds else self.plan.chain
 
-    def next(self) -> Verifier:
+    def next(self) -> Chain:
         """The chain for the next round: a climbed draft goes first for as long as the answer agrees with it."""
-        self._began, self._rows = self.timer(), max(1, self.shared.at_work)
+        self._began, self._rows, self._captured_s = self.timer(), max(1, self.shared.at_work), 0.0
         self._passes, self._read = [0.0, 0.0], [0.0, 0.0]
         self.climbing = self._agrees()
         if self.climbing:
@@ -154,7 +170,7 @@ class Chains:
         plan = self._plan()
         if not self._fits(plan):
             plan = Plan((self.top,))
-        if plan != self._made[0]:
+        if plan != self._made[0] or (isinstance(self._made[1], DeviceRound) and self._refused(plan)):
             self._made = (plan, self._chain(plan))
         self.plan = plan
         if NGRAM in plan.chain:
@@ -169,18 +185,35 @@ class Chains:
         with self.shared.lock:
             self.shared.latest = (self.greedy, self._rows)
             return self.shared.planner.plan(
-                self.top, greedy=self.greedy, batch=self._rows, unread=self._unread(), remaining=self._left()
+                self.top,
+                greedy=self.greedy,
+                batch=self._rows,
+                unread=self._unread(),
+                remaining=self._left(),
+                own=self.own if self._rows == 1 else None,
             )
 
     def passed(self, took: Took) -> None:
-        """A pass that this answer took part in, within the round."""
+        """A pass that this answer took part in, within the round, or the whole of it."""
+        if took.passes:
+            self._captured_s += took.captured_s
+            self._passes = self._foreseen(took)
+            return
         self._passes[0] += took.seconds / took.rows
         self._passes[1] += 1 / took.rows
-        if took.read - took.want <= FEW:
+        if took.want and took.read - took.want <= FEW:
             return
         with self.shared.lock:
             usual = self.shared.planner.times.seconds(took.stage, max(1, took.want), took.rows) or 0.0
         self._read[took.stage != self.top] += max(0.0, took.seconds - (usual if took.want else 0.0))
+
+    def _foreseen(self, took: Took) -> list[float]:
+        """Seconds and number of the passes of a whole round, which nobody can time one by one, as they were timed."""
+        with self.shared.lock:
+            each = [(self.shared.planner.times.seconds(s, width, took.rows), many) for s, width, many in took.passes]
+        seconds = sum((one or 0.0) * many for one, many in each)
+        whole = seconds if all(one is not None for one, _ in each) else took.seconds
+        return [min(whole, took.seconds) / took.rows, sum(many for _, many in each) / took.rows]
 
     def ended(self, tokens: int) -> None:
         """The round wrote so many tokens; the planner hears of it, but for rounds over a climbed draft."""
@@ -192,7 +225,7 @@ class Chains:
             return
         over = self._left() <= 0 or self.answer.tokens[-1] in self.ends
         passes = (self._passes[0], self._passes[1])
-        seconds = max(SOME_S, self.timer() - self._began)
+        seconds = max(SOME_S, self.timer() - self._began - self._captured_s)
         took = Round(tokens, seconds, passes, self._read[1], self._read[0], over, self._whole() if over else (0, 0))
         with self.shared.lock:
             self.shared.planner.observe_round(self.plan, took, greedy=self.greedy, batch=self._rows)
@@ -241,7 +274,23 @@ class Chains:
         need = len(self.answer.tokens) + sum(plan.asks) + 1
         return all(stage == NGRAM or self.contexts[stage] >= need for stage in plan.chain[:-1])
 
-    def _chain(self, plan: Plan) -> Verifier:
+    def _refused(self, plan: Plan) -> str | None:
+        """Why rounds of a plan are not run whole on their device; None where they are."""
+        if self.device is None or self.chance is None:
+            return "rounds are not asked for"
+        if self.rule != "rejection" or self.deferral is not None:
+            return "rounds verify by rejection alone"
+        return self.device.why_not(plan.chain)
+
+    def _chain(self, plan: Plan) -> Chain:
+        if self.chance is not None and self._refused(plan) is None:
+            return DeviceRound(
+                plan.chain,
+                plan.lengths,
+                context=self.contexts[self.top],
+                chance=self.chance,
+                look_up=self._ngram.found,
+            )
         level: Level | None = None
         if not plan.plain:
             with self.shared.lock:

@@ -14,6 +14,7 @@ import torch
 from stepladder.decoding.loading import Found, Loaded, Wanted, look
 from stepladder.decoding.memory import Need, Probe, free_bytes, require
 from stepladder.decoding.models import Feed, LanguageModel
+from stepladder.decoding.rounds import AllRounds
 from stepladder.decoding.tokenizer import Tokenizer
 from stepladder.decoding.vocabulary import Voice, common
 from stepladder.engines.model_file import verify
@@ -169,7 +170,8 @@ def time_passes(
 ) -> None:
     """Run each model on noise at several widths, the median of a few passes each, and tell ``observe`` of each pass.
 
-    The first pass of a width is not told: it pays for memory and for kernels being chosen. A model stops being timed
+    The first pass of a width is not told: it pays for memory and for kernels being chosen. Passes that are captured are
+    told as the device takes them: in a round nothing stands between them. A model stops being timed
     after ``budget_s`` seconds, with width 1 known in any case.
     """
     chance = random.Random(0)  # noqa: S311 - noise to be timed, no secret
@@ -179,7 +181,11 @@ def time_passes(
             for width in (w for w in WIDTHS if w < model.context):
                 if width > 1 and timer() - started > budget_s:
                     break
+                alone = model.narrow_seconds(width, slot)
                 for trial in range(TRIALS + 1):
+                    if alone is not None:
+                        observe(index, width, 1, alone)
+                        continue
                     tokens = [chance.randrange(model.vocab) for _ in range(width)]
                     began = timer()
                     model.forward([Feed(slot, 0, tokens, width)])
@@ -187,6 +193,36 @@ def time_passes(
                         observe(index, width, 1, timer() - began)
         finally:
             model.close(slot)
+
+
+def rounds_of(settings: Sequence[Settings], row: Row, *, timer: Callable[[], float]) -> dict[str, AllRounds]:
+    """What runs rounds whole, by stage: one for all that ask for it. Those that are not there run pass by pass.
+
+    Plain rounds of those stages, and rounds of chains that are set, are captured here, so that no answer waits for it.
+    """
+    asked = {each.stage.name: each for each in settings if _runs_whole(each, row.models[row.index(each.stage.name)])}
+    uncaptured = any(each.rounds == "on" for each in asked.values())
+    runner = AllRounds(row.models, timer=timer, uncaptured=uncaptured) if asked else None
+    found: dict[str, AllRounds] = {}
+    for name, each in asked.items():
+        assert runner is not None  # noqa: S101 - made where any stage asks
+        top = row.index(name)
+        chain, length = (top,), each.length or 0
+        runner.warm(chain, (), each.chunk)
+        if (reason := runner.why_not(chain)) is not None:
+            LOG.warning("stage '%s' is run pass by pass: %s", name, reason)
+            continue
+        below = tuple(row.index(drafter) for drafter in each.chain or () if drafter != NGRAM)
+        if below and length and NGRAM not in (each.chain or ()) and runner.why_not((*below, top)) is None:
+            runner.warm((*below, top), (length,) * len(below), each.chunk)
+        found[name] = runner
+    return found
+
+
+def _runs_whole(settings: Settings, model: LanguageModel) -> bool:
+    if settings.rounds == "auto":
+        return model.device.type == "cuda"
+    return settings.rounds == "on"
 
 
 def use_threads(count: int) -> None:

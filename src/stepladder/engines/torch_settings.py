@@ -16,6 +16,7 @@ NGRAM = "ngram"
 RULES = ("rejection", "block")
 DEFERRALS = ("chow", "diff", "opt", "token")
 DEVICES = ("auto", "cpu", "cuda")
+ROUNDS = ("auto", "on", "off")
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
 LONGEST_DRAFT = 16
 
@@ -26,7 +27,7 @@ class Settings:
 
     ``chain`` are the drafters below the stage, bottom first: () for plain decoding, None where the planner chooses.
     ``length`` is the draft length asked of each of them, None where the planner chooses. ``slack`` None means that it
-    follows from λ. ``device`` and ``dtype`` are as written, "auto" included.
+    follows from λ. ``device``, ``dtype`` and ``rounds`` are as written, "auto" included.
     """
 
     stage: Stage
@@ -43,6 +44,7 @@ class Settings:
     slack: float | None
     total_s: float
     threads: int | None
+    rounds: str = "auto"
 
     @property
     def own_drafter(self) -> str:
@@ -87,6 +89,7 @@ def _settings(stage: Stage) -> Settings:
         slack=_slack(options, stage),
         total_s=options.seconds("total_timeout_s", 600.0),
         threads=_threads(options, stage),
+        rounds=_one_of(options, "rounds", ROUNDS, "auto") or "auto",
     )
     _check_deferral(options, settings)
     options.done()

@@ -221,6 +221,44 @@ class Reply:
         self.usage = Usage(_count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens")), _count(cached))
 
 
+BETWEEN = b"\n\ndata: "
+"""What stands between the data of two events of a stream."""
+
+
+def together(deltas: list[Delta]) -> list[Delta]:
+    """The same pieces, which came at once, with each run of plain text in one; all but the last know of the next."""
+    found: list[Delta] = []
+    run: list[Delta] = []
+    for delta in deltas:
+        if _is_plain(delta):
+            run.append(delta)
+            continue
+        if run:
+            found.append(_joined(run))
+            run = []
+        found.append(delta)
+    if run:
+        found.append(_joined(run))
+    found[:-1] = [Delta(d.text, d.raw, d.data, d.logprobs, more=True, parts=d.parts) for d in found[:-1]]
+    return found
+
+
+def _is_plain(delta: Delta) -> bool:
+    """True for text of the first choice, and nothing else, in bytes of one line that name one model."""
+    raw, data = delta.raw, delta.data
+    if raw is None or data is None or not delta.text or b"\n" in data or data.count(b'"model"') != 1:
+        return False
+    choices = raw["choices"]
+    return _plain_text(choices, raw) is not None and choices[0].get("finish_reason") is None
+
+
+def _joined(run: list[Delta]) -> Delta:
+    if len(run) == 1:
+        return run[0]
+    text, data = "".join([each.text for each in run]), BETWEEN.join([each.data or b"" for each in run])
+    return Delta(text, run[-1].raw, data, parts=tuple(run))
+
+
 def is_usage_only(delta: Delta) -> bool:
     """True for the extra last chunk that ``stream_options.include_usage`` brings."""
     return delta.raw is not None and not delta.raw["choices"] and bool(delta.raw.get("usage"))

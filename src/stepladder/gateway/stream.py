@@ -157,6 +157,8 @@ class ChunkWriter:
 
     def relay(self, delta: Delta) -> bytes:
         """The frame for one piece of an answer, nothing for a usage chunk that nobody asked for."""
+        if delta.parts:
+            return self._relay_all(delta)
         restart = b"" if self._turn is None else self._restart(self._turn)
         raw = delta.raw
         if raw is None:
@@ -172,6 +174,17 @@ class ChunkWriter:
             self._usage_sent = True
         same = None if delta.data is None else with_model(delta.data, raw.get("model"), self._name)
         return restart + (sse({**raw, "model": self._stage}) if same is None else b"data: " + same + b"\n\n")
+
+    def _relay_all(self, delta: Delta) -> bytes:
+        """The frames of several pieces at once, where the model's name stands in the same way in each."""
+        first, last = delta.parts[0].raw, delta.raw
+        if self._turn is None and delta.data is not None and first is not None and last is not None:
+            same = with_model(delta.data, last.get("model"), self._name, len(delta.parts))
+            if same is not None:
+                if not self._raw:
+                    self._adopt(first)
+                return b"data: " + same + b"\n\n"
+        return b"".join([self.relay(piece) for piece in delta.parts])
 
     def whole(self, answer: Answer) -> Iterator[bytes]:
         """A finished answer as chunks."""
@@ -253,23 +266,26 @@ class ChunkWriter:
             self._created = raw.get("created") or self._created
 
 
-def with_model(data: bytes, model: Any, name: bytes) -> bytes | None:
-    """The bytes of a chunk whose top-level ``model`` is ``model``, with ``name`` (JSON) in its place.
+def with_model(data: bytes, model: Any, name: bytes, chunks: int = 1) -> bytes | None:
+    """The bytes of chunks whose top-level ``model`` is ``model``, with ``name`` (JSON) in its place.
 
-    None where the bytes do not show beyond doubt which those are, or do not fit on one line. A key is spelled as it is
-    unless letters of it stand by their numbers, and those of *model* all begin with 006. So the chunk's own key is
-    among the places where it is spelled, and where there is one place, that is it.
+    None where the bytes do not show beyond doubt which those are. A key is spelled as it is unless letters of it stand
+    by their numbers, and those of *model* all begin with 006; within a text its quotes are escaped. So every chunk's
+    own key is among the places where it is spelled, and where there are as many as chunks, those are they.
     """
     at = data.find(b'"model"')
-    if at < 0 or not isinstance(model, str) or data.find(b'"model"', at + 7) >= 0:
-        return None
-    if b"\\u006" in data or b"\n" in data or b"\r" in data:
+    if at < 0 or not isinstance(model, str) or data.count(b'"model"') != chunks or b"\\u006" in data:
         return None
     begin = data.find(b'"', at + 7)
     end = begin + 1 + len(old := model.encode())
     if data[at + 7 : begin].strip() != b":" or data[begin + 1 : end + 1] != old + b'"':
         return None
-    return data[:begin] + name + data[end + 1 :]
+    if chunks == 1:
+        return None if b"\n" in data or b"\r" in data else data[:begin] + name + data[end + 1 :]
+    spelled = data[at : end + 1]
+    if data.count(spelled) != chunks or data.count(b"\n") != 2 * (chunks - 1) or b"\r" in data:
+        return None
+    return data.replace(spelled, data[at:begin] + name)
 
 
 def _as_delta(message: Mapping[str, Any]) -> dict[str, Any]:
