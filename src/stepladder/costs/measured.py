@@ -20,7 +20,7 @@ from stepladder.costs.timing import (
 )
 from stepladder.costs.tokens import expected_tokens, is_work, read_and_written
 from stepladder.errors import UsageError, nearest, refuse_unknown
-from stepladder.types import Attempt, Cost, CostUnit, EngineCost, Request, Stage
+from stepladder.types import Attempt, Cost, CostUnit, Request, Stage
 
 __all__ = [
     "MeasuredCosts",
@@ -88,10 +88,9 @@ class MeasuredCosts:
         timing = self._timings[stage.name]
         prompt, output = expected_tokens(request, timing.output_tokens, timing.chars_per_token)
         found = self._forecast(stage, prompt, output, draft) if self._prefer_forecast else None
-        if found is None:
-            seconds = timing.seconds(prompt, output)
-            found = EngineCost(seconds, seconds * stage.gpus)
-        return Cost(found.device_s * self._per_device_s, found.seconds, self._latency_price * found.seconds)
+        seconds = timing.seconds(prompt, output) if found is None else found.seconds
+        device_s = seconds * stage.gpus if found is None else found.device_s
+        return Cost(device_s * self._per_device_s, seconds, self._latency_price * seconds)
 
     def billed(self, stage: Stage, attempt: Attempt) -> float:
         """Cost of the tokens used; 0 for an attempt that neither answered nor wrote anything."""

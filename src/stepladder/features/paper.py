@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from math import log2
 
 from stepladder.features.conversation import conversation
@@ -24,10 +25,40 @@ class PaperFeatures:
     def features(self, request: Request, history: tuple[Attempt, ...] = ()) -> Features:
         """Features of the request's text; ``history`` is handed on as it is."""
         text = request.text
-        values = {"entropy": entropy(text[-ENTROPY_WINDOW:]), "length": len(text) / LENGTH_UNIT}
-        if len(request.messages) > 1:
-            values |= conversation(request)
-        return Features(values=values, text=text, attempts=history)
+        return Features(_Values(request, text), text, history)
+
+
+class _Values(Mapping[str, float]):
+    """Worked out when somebody first looks, since most predictors read the text alone."""
+
+    __slots__ = ("_found", "_request", "_text")
+
+    def __init__(self, request: Request, text: str) -> None:
+        self._found: Mapping[str, float] | None = None
+        self._request = request
+        self._text = text
+
+    def _all(self) -> Mapping[str, float]:
+        if self._found is None:
+            self._found = _values(self._request, self._text)
+        return self._found
+
+    def __getitem__(self, name: str) -> float:
+        return self._all()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._all())
+
+    def __len__(self) -> int:
+        return len(self._all())
+
+    def __repr__(self) -> str:
+        return repr(self._all())
+
+
+def _values(request: Request, text: str) -> Mapping[str, float]:
+    values = {"entropy": entropy(text[-ENTROPY_WINDOW:]), "length": len(text) / LENGTH_UNIT}
+    return {**values, **conversation(request)} if len(request.messages) > 1 else values
 
 
 def entropy(text: str) -> float:

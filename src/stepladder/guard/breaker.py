@@ -74,6 +74,11 @@ class Breaker:
             return "closed"
         return "half_open" if self._clock() >= self._until else "open"
 
+    @property
+    def is_closed(self) -> bool:
+        """True where calls pass; known without a look at the clock."""
+        return self._until is None
+
     def wait(self) -> float:
         """Seconds until a call may begin; 0 where one may now."""
         if self._until is None:

@@ -94,6 +94,8 @@ class Gate:
 
     def absence(self) -> Absence | None:
         """Why no call can begin now; None where one can."""
+        if self._inside < self._most and self._aside_until is None and self.breaker.is_closed:
+            return None
         wait = self.breaker.wait()
         if wait > 0:
             return Absence("breaker", f"is left in peace since its calls failed ({self._last_ill})", wait)

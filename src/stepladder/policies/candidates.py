@@ -23,6 +23,8 @@ def untried(view: View) -> tuple[str, ...]:
     None are left after a ``bad_request``: what one server calls a mistake of the caller's the next would too, and a
     caller must not be able to call a whole ladder with one wrong parameter.
     """
+    if not view.attempts:
+        return view.stages
     if any(attempt.fault is not None and attempt.fault.kind == "bad_request" for attempt in view.attempts):
         return ()
     tried = {attempt.stage for attempt in view.attempts}

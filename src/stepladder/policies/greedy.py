@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from stepladder.errors import UsageError, refuse_unknown
 from stepladder.policies.candidates import best_answer, draft_for, give_up, untried
@@ -32,19 +32,20 @@ class GreedyPolicy:
 
     def decide(self, view: View) -> Decision:
         """The next action."""
-        left, kept = untried(view), best_answer(view)
+        kept = best_answer(view) if view.attempts else None
         if kept is None:
-            return self._first(view, left)
+            return self._first(view, untried(view))
         if not self.cascade:
             return Decision(Stop(kept), reason=f"{kept.stage} answered")
-        return _climb_or_stop(view, left, kept)
+        return _climb_or_stop(view, untried(view), kept)
 
     def _first(self, view: View, left: tuple[str, ...]) -> Decision:
         if not left:
             return give_up(view)
         values = {stage: view.value(stage) for stage in left}
+        ranked = sorted(values, key=values.__getitem__, reverse=True)
         final = not self.cascade or len(left) == 1
-        return Decision(Call(_best(values), final=final), values=values, reason=_ranking(values, view.lam))
+        return Decision(Call(ranked[0], final), values=values, reason=_told(ranked, values, view.lam))
 
 
 def _climb_or_stop(view: View, left: tuple[str, ...], kept: Attempt) -> Decision:
@@ -63,9 +64,8 @@ def _best(values: Mapping[str, float]) -> str:
     return max(values, key=values.__getitem__)
 
 
-def _ranking(values: Mapping[str, float], lam: float) -> str:
-    first, *rest = sorted(values, key=lambda stage: -values[stage])
-    head = f"{first} is worth {values[first]:.2f}"
-    if not rest:
+def _told(ranked: Sequence[str], values: Mapping[str, float], lam: float) -> str:
+    head = f"{ranked[0]} is worth {values[ranked[0]]:.2f}"
+    if len(ranked) == 1:
         return f"{head}, the only stage left (λ={lam:g})"
-    return f"{head}, next best {rest[0]} {values[rest[0]]:.2f} (λ={lam:g})"
+    return f"{head}, next best {ranked[1]} {values[ranked[1]]:.2f} (λ={lam:g})"

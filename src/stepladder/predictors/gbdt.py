@@ -6,7 +6,7 @@ for the beginning of an answer.
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Collection, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -81,12 +81,12 @@ class GBDTPredictor:
         estimates = {stage: from_logit(logit, spread) for stage, logit, spread in found}
         return Estimates(estimates, calibrated=self._calibrated)
 
-    def means(self, features: Features) -> tuple[list[float], Container[int]]:
+    def means(self, features: Features) -> tuple[list[float], Collection[int]]:
         """The means of ``predict``, and the numbers of the stages whose answers moved them."""
         logits, answered = self._logits(features)
         return [sigmoid(logit) for logit in logits], answered
 
-    def _logits(self, features: Features) -> tuple[list[float], Container[int]]:
+    def _logits(self, features: Features) -> tuple[list[float], Collection[int]]:
         inputs = features.memo.get(self)
         if inputs is None:
             inputs = features.memo[self] = self._columns(features.text)

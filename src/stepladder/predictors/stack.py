@@ -5,7 +5,7 @@ One artifact holds two profiles: ``full``, and ``fast``, which is a ``gbdt`` on 
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from math import log, sqrt
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -110,7 +110,7 @@ class StackPredictor:
         estimates = estimates_of(means, self._spreads, self._told[bool(answered)], answered)
         return Estimates(dict(zip(self._stages, estimates, strict=True)), calibrated=self._calibrated)
 
-    def _posterior(self, means: list[float], features: Features) -> tuple[list[float], Container[int]]:
+    def _posterior(self, means: list[float], features: Features) -> tuple[list[float], Collection[int]]:
         """The means after the attempts, and which stages' answers moved them."""
         attempts, prompt = features.attempts, features.text
         if not attempts:
@@ -207,11 +207,12 @@ def logit(mean: float) -> float:
 
 
 def estimates_of(
-    means: Sequence[float], spreads: Sequence[float], told: Sequence[float], answered: Container[int]
+    means: Sequence[float], spreads: Sequence[float], told: Sequence[float], answered: Collection[int]
 ) -> list[Estimate]:
     """``estimate_of`` every stage: one that answered has nothing more to tell."""
-    zipped = enumerate(zip(means, spreads, told, strict=True))
-    return [estimate_of(mean, spread, 0.0 if i in answered else share) for i, (mean, spread, share) in zipped]
+    if answered:
+        told = [0.0 if stage in answered else share for stage, share in enumerate(told)]
+    return list(map(estimate_of, means, spreads, told))
 
 
 def estimate_of(mean: float, spread: float, told: float) -> Estimate:
