@@ -12,10 +12,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from math import exp, log
+from typing import Any
 
 from stepladder.decoding.acceptance import NGRAM
 from stepladder.decoding.controller import Planner
 from stepladder.decoding.course import Round
+from stepladder.decoding.planner_settings import PlannerSettings
 from stepladder.decoding.planning import Ground, Law, Plan
 from stepladder.decoding.stopping import Stopping
 
@@ -283,4 +285,93 @@ def run_planned(
         tokens = text.round(plan, plan.asks, planner.stopping(plan, greedy=greedy))
         planner.observe_round(plan, text.took(tokens), greedy=greedy)
         run.add(plan, tokens, text)
+    return run
+
+
+@dataclass(slots=True)
+class Device:
+    """Rounds of a drafter and a target in graphs: no pass is timed, a round takes ``rounds[γ]`` seconds.
+
+    ``passes``: seconds of a pass of the drafter, and of the target by width (from index 1), told to the planner
+    beforehand. ``reading``: seconds in which the drafter reads what was written without it, which a round begins with
+    that follows others without drafts; ``told``: whether a round says so; ``once``: seconds more for the first one.
+    ``rates``: acceptance of one answer after another, over and over.
+    """
+
+    passes: tuple[float, Sequence[float]]
+    rounds: Sequence[float]
+    rates: Sequence[float]
+    reading: float = 0.0
+    once: float = 0.0
+    told: bool = True
+    noise: float = 0.01
+    longest: int = 8
+    answer: int = 128
+    seed: int = 0
+
+    def planner(self, **settings: Any) -> Planner:
+        """One that knows the step times and nothing else."""
+        asked = PlannerSettings(ngram=False, stopping="fixed", longest=self.longest, **settings)
+        planner = Planner(2, asked, sizes=(self.passes[0], self.passes[1][1]))
+        for _ in range(4):
+            for width in (1, self.longest):
+                planner.times.observe(0, width, 1, self.passes[0])
+            for width in range(1, len(self.passes[1])):
+                planner.times.observe(1, width, 1, self.passes[1][width])
+        return planner
+
+    def best_static(self) -> float:
+        """Tokens per second of the best set length, none included, over answers of all rates."""
+        return max(self.static(length) for length in range(self.longest + 1))
+
+    def static(self, length: int) -> float:
+        """Tokens per second of a set length, in answers without end."""
+        taken = self.rounds[length] * sum(1 / sum(rate**k for k in range(length + 1)) for rate in self.rates)
+        return len(self.rates) / taken
+
+
+@dataclass(slots=True)
+class DeviceRun:
+    """Tokens and seconds of each answer, and how often each length was drafted."""
+
+    tokens: list[int] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    lengths: dict[int, int] = field(default_factory=dict)
+
+    def rate(self, start: int = 0) -> float:
+        """Tokens per second from an answer on."""
+        return sum(self.tokens[start:]) / sum(self.seconds[start:])
+
+
+def run_device(device: Device, answers: int, *, follow: bool = True) -> DeviceRun:
+    """What the planner makes of a device; with ``follow``, lengths follow each answer."""
+    planner, chance, run, once = device.planner(), random.Random(device.seed), DeviceRun(), device.once
+    for turn in range(answers):
+        rate, own = device.rates[turn % len(device.rates)], planner.own() if follow else None
+        wrote, unread, spent = 0, 0, 0.0
+        while wrote < device.answer:
+            left = device.answer - wrote
+            told = {"unread": {0: unread}} if device.told else {}
+            plan = planner.plan(1, remaining=left, own=own, **told)
+            asked = min(sum(plan.lengths), left - 1)
+            took, read = device.rounds[asked] * exp(chance.gauss(0.0, device.noise)), 0.0
+            if asked and unread > 2:
+                read, once = device.reading + once, 0.0
+                if device.told:
+                    planner.times.observe(0, unread, 1, read)
+            unread, kept = 0 if asked else unread + 1, 0
+            while kept < asked and chance.random() < rate:
+                kept += 1
+            if asked:
+                planner.acceptance().observe(0, 1, asked, kept, [0.9] * asked)
+                if own is not None:
+                    own.observe(0, 1, asked, kept)
+            if asked == sum(plan.lengths):
+                passes = asked * device.passes[0] + device.passes[1][asked + 1]
+                reading = read if device.told else 0.0
+                planner.observe_round(plan, Round(kept + 1, took + read, (passes, asked + 1.0), reading))
+            run.lengths[asked] = run.lengths.get(asked, 0) + 1
+            wrote, spent = wrote + kept + 1, spent + took + read
+        run.tokens.append(wrote)
+        run.seconds.append(spent)
     return run

@@ -7,6 +7,7 @@ from itertools import pairwise
 from math import inf, sqrt
 
 from stepladder.decoding.acceptance import NGRAM, Acceptance
+from stepladder.decoding.kinds import Kinds
 from stepladder.decoding.pace import Host
 from stepladder.decoding.planning import Ground, Law
 from stepladder.decoding.times import StepTimes
@@ -43,9 +44,14 @@ class Beliefs:
         self.times = times
         self.acceptance = {True: Acceptance(), False: Acceptance()}
         self.host = Host()
+        self._kinds: dict[tuple[bool, int, int], Kinds] = {}
         self.longest = longest
         self._chunk = chunk
         self._sizes = _checked_sizes(sizes, stages)
+
+    def kinds(self, greedy: bool, drafter: int, target: int) -> Kinds:
+        """How answers differ for a pair; made where nothing is known yet."""
+        return self._kinds.setdefault((greedy, drafter, target), Kinds())
 
     def ground(self, top: int, greedy: bool, batch: int, hope: float = 0.0) -> Ground:
         """What is believed now; with ``hope``, that many standard deviations better. No steps before the top's."""

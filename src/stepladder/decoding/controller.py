@@ -16,11 +16,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from math import inf
 
 from stepladder.decoding.acceptance import NGRAM, Acceptance
 from stepladder.decoding.beliefs import CHUNK, Beliefs
 from stepladder.decoding.course import EVERY, Course, Round, Trial
+from stepladder.decoding.kinds import Own
 from stepladder.decoding.pace import Rounds
 from stepladder.decoding.planner_settings import PlannerSettings
 from stepladder.decoding.planning import (
@@ -57,6 +59,9 @@ REFRESH = 600
 """Tokens after which plain decoding is timed again while a chain runs."""
 
 REFRESH_ROUNDS = 3
+
+HORIZON = 64
+"""Tokens over which what is learned of an answer is held to be of use."""
 
 RESERVE = 0.3
 """What of the budget is left alone, in tokens' time: the first trials come when a round's noise still matters."""
@@ -131,6 +136,10 @@ class Planner:
             self._climbs[0] = self._climbs[0] * KEPT_MEMORY + min(max(kept, 0), drafted) / drafted
             self._climbs[1] = self._climbs[1] * KEPT_MEMORY + 1.0
 
+    def own(self, *, greedy: bool = True) -> Own:
+        """What one answer will show, for lengths that follow it (``plan``): tell it of each of its verifications."""
+        return Own(partial(self._beliefs.kinds, greedy))
+
     # ── what to do ───────────────────────────────────────────────────────────
 
     def plan(
@@ -141,23 +150,55 @@ class Planner:
         batch: int = 1,
         unread: Mapping[int, int] | None = None,
         remaining: int | None = None,
+        own: Own | None = None,
     ) -> Plan:
         """The plan for the next round of an answer by stage ``top``.
 
         ``unread``: tokens of this answer that each stage has not read; a few (``beliefs.FEW``) are every round's own
         business. ``remaining``: tokens that may still be written. A chain whose reading does not pay in what remains is
-        left for other answers.
+        left for other answers. ``own``: what this answer has shown (``own``). Where one model drafts, and drafts do not
+        end by confidence, the length goes by it, none included.
         """
         if self.settings.mode == "off":
             return Plan((top,))
         course = self._course(top, greedy, batch)
+        if own is not None and own.is_new:
+            own.is_new = False
+            course.begin()
         self._see_to(course)
         if self.settings.mode == "chain":
             return self._opened(course, course.running)
         trial = course.trial
         if trial is not None and self._affordable(course, trial, unread):
             return trial.plan
-        return self._opened(course, course.running if self._pays(course, unread, remaining) else self._plain(course))
+        plan = course.running
+        if own is not None:
+            plan = self._fitted(course, plan, own, unread, remaining)
+        elif not self._pays(course, plan, unread, remaining):
+            plan = self._plain(course)
+        if own is not None and plan.plain and len(course.running.chain) == 2:
+            own.idle(*course.running.chain)
+        return self._opened(course, plan)
+
+    def _fitted(
+        self, course: Course, plan: Plan, own: Own, unread: Mapping[int, int] | None, remaining: int | None
+    ) -> Plan:
+        """The plan with the length that suits this answer where one model drafts; plain where nothing pays.
+
+        A token is drafted to learn where what an answer of a better kind would gain is worth it.
+        """
+        ground, chain = course.ground, plan.chain
+        if len(chain) != 2 or chain[0] == NGRAM or ground is None or self.settings.stopping != "fixed":
+            return plan if self._pays(course, plan, unread, remaining) else self._plain(course)
+        reach = own.reach(*chain, ground.longest)
+        fitted = course.fitted(*chain, ground, reach)
+        if not fitted.plain and self._pays(course, fitted, unread, remaining):
+            return fitted
+        tried = course.tried(*chain, ground, reach)
+        more = (tried.seconds_per_token - course.plain_pace) * sum(reach[:2])
+        left = min(HORIZON, HORIZON if remaining is None else remaining)
+        hope = left * own.hoped(*chain, course.gains[chain]) if chain in course.gains else 0.0
+        return tried if more + self._catching_up(course, tried, unread) < hope else self._plain(course)
 
     def stopping(self, plan: Plan, *, greedy: bool = True, batch: int = 1) -> Stopping:
         """The rule by which the plan's bottom drafter ends a draft, to go with ``plan.asks``; one for each answer.
@@ -285,7 +326,9 @@ class Planner:
             return
         plans = {plan.chain: course.corrected(plan) for plan in all_plans(course.top, ground, self._eligible(course))}
         plans = {chain: plan for chain, plan in plans.items() if self._knows(course, chain)}
-        course.choose(plans, ground, self.settings.margin, lambda: self._ground(course, -CAUTION))
+        course.choose(
+            plans, ground, self.settings.margin, lambda: self._ground(course, -CAUTION), self._mixed(course, ground)
+        )
         if course.trial is not None and course.tokens > course.trial.until:
             course.pause(course.trial.plan.chain)
             course.trial = None
@@ -318,6 +361,28 @@ class Planner:
         """Drafters that "auto" may use below a stage."""
         stages = [stage for stage in range(course.top) if self._allowed is None or stage in self._allowed]
         return [NGRAM, *stages] if self.settings.ngram else stages
+
+    def _mixed(self, course: Course, ground: Ground) -> dict[tuple[int, ...], float]:
+        """Seconds per token of chains whose lengths follow each answer: the mean over answers of all kinds seen.
+
+        What answers of each kind gain over plain decoding is noted.
+        """
+        found: dict[tuple[int, ...], float] = {}
+        plain = course.corrected(plain_plan(course.top, ground)).seconds_per_token
+        if self.settings.stopping != "fixed" or self.settings.lengths:
+            return found
+        for drafter in self._eligible(course):
+            if drafter == NGRAM or drafter not in ground.steps:
+                continue
+            kinds = self._beliefs.kinds(course.greedy, drafter, course.top)
+            if kinds.known:
+                plans = [course.fitted(drafter, course.top, ground, reach) for reach in kinds.each(ground.longest)]
+                gains = [plain - plan.seconds_per_token for plan in plans]
+                course.gains[drafter, course.top] = gains
+                found[drafter, course.top] = plain - sum(
+                    share * gain for share, gain in zip(kinds.shares(), gains, strict=True)
+                )
+        return found
 
     def _knows(self, course: Course, chain: tuple[int, ...]) -> bool:
         return self._beliefs.knows(chain, course.greedy, course.batch)
@@ -368,12 +433,13 @@ class Planner:
     def _catching_up(self, course: Course, plan: Plan, unread: Mapping[int, int] | None) -> float:
         return self._beliefs.catching_up(plan.chain[:-1], course.top, course.batch, unread)
 
-    def _pays(self, course: Course, unread: Mapping[int, int] | None, remaining: int | None) -> bool:
+    def _pays(self, course: Course, plan: Plan, unread: Mapping[int, int] | None, remaining: int | None) -> bool:
         """True where what the chain saves on the rest of this answer outweighs its drafters' reading."""
-        reading = self._catching_up(course, course.running, unread)
+        reading = self._catching_up(course, plan, unread)
         if not reading or remaining is None:
             return True
-        return reading < (self._plain(course).seconds_per_token - course.running.seconds_per_token) * remaining
+        plain = course.plain_pace if course.plain_pace < inf else self._plain(course).seconds_per_token
+        return reading < (plain - plan.seconds_per_token) * remaining
 
 
 def _shortened(plan: Plan, longest: int, ground: Ground) -> tuple[Plan, float]:

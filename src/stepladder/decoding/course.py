@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from math import inf
 
 from stepladder.decoding.pace import SPIKE, Guard, Host, Rounds, Speed
-from stepladder.decoding.planning import Ground, Law, Plan, corrected, plain_plan, priced
+from stepladder.decoding.planning import Ground, Law, Plan, corrected, for_reach, plain_plan, priced
 from stepladder.decoding.stopping import Marginal
 from stepladder.decoding.times import middle
 
@@ -137,6 +137,7 @@ class Course:
     bans: dict[tuple[int, ...], tuple[int, int]] = field(default_factory=dict)
     starts: dict[tuple[int, ...], deque[float]] = field(default_factory=dict)
     foreseen: dict[tuple[int, ...], float] = field(default_factory=dict)
+    gains: dict[tuple[int, ...], list[float]] = field(default_factory=dict)
     plain_pace: float = inf
     ground: Ground | None = None
     rule: tuple[Plan, Marginal] | None = None
@@ -189,6 +190,25 @@ class Course:
         speed = self.speeds.get(chain)
         return speed.factor(SPEED_PRIOR) if speed else 1.0
 
+    def fitted(self, drafter: int, top: int, ground: Ground, reach: Sequence[float]) -> Plan:
+        """The plan of a drafter for one answer, whose drafts are kept as ``reach`` says; plain where that is better.
+
+        Both are priced as they were measured.
+        """
+        factor, plain = self._factor((drafter, top)), self._factor((top,))
+        return corrected(for_reach(drafter, top, ground, reach, factor / plain), plain)
+
+    def tried(self, drafter: int, top: int, ground: Ground, reach: Sequence[float]) -> Plan:
+        """A draft of one token for such an answer."""
+        ground = replace(ground, reaches={(drafter, top): list(reach)})
+        return replace(self.corrected(priced((drafter, top), (1,), ground)), own=True)
+
+    def begin(self) -> None:
+        """Another answer begins, of which earlier trials say less than of the one that they were made in."""
+        self.pauses = {chain: (min(until, self.tokens), length) for chain, (until, length) in self.pauses.items()}
+        self.quiet_until = min(self.quiet_until, self.tokens)
+        self.look_at = self.rounds
+
     def start_of(self, chain: tuple[int, ...]) -> float:
         """Seconds that a burst's first round takes beyond its forecast: the lower middle one of the last."""
         found = self.starts.get(chain)
@@ -208,7 +228,7 @@ class Course:
             rounds.observe(tokens, pace, ended=took.ended)
             if took.answer[1]:
                 rounds.answered(*took.answer)
-        foreseen = self.foreseen.get(plan.chain)
+        foreseen = plan.seconds_per_token / self._rest(plan.chain) if plan.own else self.foreseen.get(plan.chain)
         if foreseen is not None and (plan.plain or not plan.probe):
             self.speeds.setdefault(plan.chain, Speed()).observe(min(pace, SPIKE * usual), tokens * foreseen)
         if plan.probe:
@@ -271,23 +291,25 @@ class Course:
         ground: Ground,
         margin: float,
         doubted: Callable[[], Ground],
+        mixed: Mapping[tuple[int, ...], float],
     ) -> None:
         """Refit what runs, and go over to a chain that was better by the margin at ``STAYS`` looks in a row.
 
         ``plans``: the chains that are known, corrected. ``doubted``: what to plan from if drafters are worse than they
-        seem.
+        seem. ``mixed``: seconds per token of those whose lengths follow each answer.
         """
         plain = self.corrected(plain_plan(self.top, ground))
         self.plain_pace = plain.seconds_per_token
-        self.running = self._refit(plans, ground)
-        best = min(self._free(plans), key=lambda plan: plan.seconds_per_token, default=plain)
+        self.running = _mixed(self._refit(plans, ground), mixed)
+        free = [_mixed(each, mixed) for each in self._free(plans)]
+        best = min(free, key=lambda plan: plan.seconds_per_token, default=plain)
         gain = 1.0 - best.seconds_per_token / self.running.seconds_per_token
         if best.chain == self.running.chain or gain <= (0.0 if best.plain else margin):
             self.rival, self.rival_looks = (), 0
         else:
             self.rival_looks = self.rival_looks + 1 if best.chain == self.rival else 1
             self.rival = best.chain
-            if self._is_due(best, gain > margin, doubted):
+            if self._is_due(best, gain > margin, best.chain in mixed, doubted):
                 self._switch(best)
             elif self.trial is None and not best.plain:
                 self.trial = self._on_probation(best, ground)
@@ -306,11 +328,14 @@ class Course:
         """Those that are under no ban."""
         return [plan for chain, plan in plans.items() if self.bans.get(chain, (0, 0))[0] <= self.tokens]
 
-    def _is_due(self, rival: Plan, clear: bool, doubted: Callable[[], Ground]) -> bool:
-        """Plain decoding takes over at once where it is clearly better; a chain that has stayed better, if safe."""
+    def _is_due(self, rival: Plan, clear: bool, mixed: bool, doubted: Callable[[], Ground]) -> bool:
+        """Plain decoding takes over at once where it is clearly better; a chain that has stayed better, if safe.
+
+        One whose lengths follow each answer is: where it does not gain, it does not draft.
+        """
         if rival.plain and clear:
             return True
-        return self.rival_looks >= STAYS and (rival.plain or self._safe(rival, doubted()))
+        return self.rival_looks >= STAYS and (rival.plain or mixed or self._safe(rival, doubted()))
 
     def _safe(self, plan: Plan, ground: Ground) -> bool:
         """True where a chain gains over plain decoding even if its drafters are somewhat worse than they seem."""
@@ -333,3 +358,9 @@ class Course:
         self.vain = 0
         if not plan.plain:
             self.pauses.pop(plan.chain, None)
+
+
+def _mixed(plan: Plan, mixed: Mapping[tuple[int, ...], float]) -> Plan:
+    """The plan with the forecast of lengths that follow each answer, where they do."""
+    pace = mixed.get(plan.chain)
+    return plan if pace is None else replace(plan, seconds_per_token=pace, paces=(*plan.paces[:-1], pace))

@@ -33,7 +33,7 @@ class Plan:
     decoding. ``seconds_per_token`` is the forecast. ``paces[i]``: forecast seconds per token that ``chain[i]`` writes,
     whose last entry is ``seconds_per_token``; empty for a forced plan without a forecast. ``probe``: run to learn.
     ``cap``: longest draft to ask of the bottom drafter where it runs under the stopping rule that the planner made for
-    this plan; 0 where that is ``lengths[0]`` too.
+    this plan; 0 where that is ``lengths[0]`` too. ``own``: the length and the forecast are those of one answer.
     """
 
     chain: tuple[int, ...]
@@ -42,6 +42,7 @@ class Plan:
     paces: tuple[float, ...] = ()
     probe: bool = False
     cap: int = 0
+    own: bool = False
 
     @property
     def asks(self) -> tuple[int, ...]:
@@ -156,6 +157,21 @@ def fitted(chain: Sequence[int], ground: Ground) -> Plan:
     for stage in chain[1:-1]:
         level = _raised(level, stage, _best_length(level, stage, ground), ground)
     return refined(_topped(level, chain[-1], ground), ground)
+
+
+def for_reach(drafter: int, top: int, ground: Ground, reach: Sequence[float], factor: float = 1.0) -> Plan:
+    """The best plan of a drafter and a top where drafts are kept as ``reach`` says, plain decoding included.
+
+    ``factor``: what rounds with drafts take over what they are forecast to.
+    """
+    ground = replace(ground, reaches={(drafter, top): list(reach)})
+    costs, plan, wrote = _rounds(_bottom(drafter, ground), top, ground), plain_plan(top, ground), 1.0
+    for length in range(1, min(ground.longest, len(reach) - 1) + 1):
+        wrote += reach[length]
+        pace = factor * costs[length] / wrote
+        if pace < plan.seconds_per_token:
+            plan = Plan((drafter, top), (length,), pace, (ground.steps[drafter][1] + ground.overhead, pace), own=True)
+    return plan
 
 
 def refined(plan: Plan, ground: Ground) -> Plan:
