@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from stepladder.contracts import Engine
 from stepladder.errors import StepladderError
+from stepladder.gateway.collector import settle_again
 from stepladder.gateway.faults import error_body
 from stepladder.gateway.replies import json_reply
 from stepladder.gateway.watch import Watch
@@ -39,8 +40,8 @@ class Turnstile:
         """Whether anything is in force."""
         return self.app is not not_yet
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self.app(scope, receive, send)
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        return self.app(scope, receive, send)
 
 
 async def not_yet(scope: Scope, receive: Receive, send: Send) -> None:
@@ -194,6 +195,7 @@ class Houses:
         await house.emptied()
         try:
             await self._close(house)
+            settle_again()
         except Exception:  # engines are anybody's code; it is tried once more at the end
             LOG.exception("what was in force before could not be closed")
 

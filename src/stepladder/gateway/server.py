@@ -19,6 +19,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, context
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from stepladder.gateway.collector import few_looks, settle
 from stepladder.gateway.reload import Turnstile
 from stepladder.gateway.watch import Watch
 
@@ -90,9 +91,15 @@ def serve(
     Raises OSError where the address cannot be had, and what the router raises where it cannot start.
     """
     drain = drain or Drain()
-    with _listening(host, port) as listener:
+
+    def settled(url: str) -> None:
+        settle()
+        if ready is not None:
+            ready(url)
+
+    with _listening(host, port) as listener, few_looks():
         server = _server(served, drain.grace_s, limits)
-        _in_own_loop(served, server, listener, _Signals(server, drain, watch, hangup), ready)
+        _in_own_loop(served, server, listener, _Signals(server, drain, watch, hangup), settled)
 
 
 @asynccontextmanager
