@@ -158,7 +158,7 @@ class Request:
         """Characters that the model will read: all messages, or the raw prompt."""
         if self.prompt is not None:
             return len(self.prompt)
-        return sum(len(message_text(message)) for message in self.messages)
+        return sum([len(message_text(message)) for message in self.messages])
 
 
 def message_text(message: Mapping[str, Any]) -> str:
