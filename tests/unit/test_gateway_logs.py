@@ -167,6 +167,37 @@ def full_pipe() -> tuple[int, int]:
     return reader, writer
 
 
+def test_a_request_that_cannot_be_told_takes_no_other_along(file: tuple[int, Path]) -> None:
+    fd, path = file
+    with Log("json", "info", fd=fd) as log:
+        log.event("before")
+        log.tell(Visit(1, "chat", "POST", 0.0, status=200, caller="half \udc80 of a pair"))
+        log.tell(Visit(2, "chat", "POST", 0.0, status=200))
+    assert [line.get("request") for line in lines(path)] == [None, 2]
+    assert log.dropped == 1
+
+
+@pytest.mark.parametrize("form", ["json", "text"])
+def test_lines_of_requests_stand_where_they_came(file: tuple[int, Path], form: Any) -> None:
+    fd, path = file
+    with Log(form, "info", fd=fd, clock=lambda: 0.0) as log:
+        for number in range(0, 100, 2):
+            log.tell(Visit(number, "chat", "POST", 0.0, status=200, caller="team a"))
+            log.event("n", request=number + 1)
+    told = path.read_text("utf-8").splitlines()
+    assert len(told) == 100
+    spelled = "request={} " if form == "text" else '"request":{},'
+    for number, line in enumerate(told):
+        assert spelled.format(number) in line.replace("}", ",") + " "
+    assert told[0] == (
+        "1970-01-01T00:00:00.000Z info request request=0 route=chat status=200 ending=replied seconds=0 bytes_in=0"
+        ' bytes_out=0 caller="team a"'
+        if form == "text"
+        else '{"time":"1970-01-01T00:00:00.000Z","level":"info","event":"request","request":0,"route":"chat",'
+        '"status":200,"ending":"replied","seconds":0.0,"bytes_in":0,"bytes_out":0,"caller":"team a"}'
+    )
+
+
 def test_lines_keep_their_order_and_none_is_lost(file: tuple[int, Path]) -> None:
     fd, path = file
     with Log("json", "info", fd=fd) as log:

@@ -38,7 +38,10 @@ class Values:
 
     def add(self, labels: Labels, amount: float = 1.0) -> None:
         """Count ``amount`` more."""
-        self._of[labels] = self._of.get(labels, 0.0) + amount
+        try:
+            self._of[labels] += amount
+        except KeyError:  # once for each set of labels
+            self._of[labels] = 0.0 + amount
 
     def set(self, labels: Labels, value: float) -> None:
         """Say what the number is now."""

@@ -1,9 +1,10 @@
 """The log of a served gateway: one line for each request, one for each warning and error. No prompt, no answer, no key.
 
 ``stepladder serve`` sets it up; the library itself configures no logging. A request's line does not go through
-``logging``, and nobody waits for a disk or a terminal: a thread of its own writes many lines at once. That costs half
-of what a handler of ``logging`` does (docs/how-to/operate.md), and a reader that stops reading (a full pipe) stops that
-thread alone: then lines are dropped and counted. A process that is killed loses the lines of the last ``PAUSE_S``.
+``logging``, and nobody waits for a disk or a terminal: a thread of its own spells out and writes many lines at once,
+from a few values that a request leaves behind. That costs half of what a handler of ``logging`` does
+(docs/how-to/operate.md), and a reader that stops reading (a full pipe) stops that thread alone: then lines are dropped
+and counted. A process that is killed loses the lines of the last ``PAUSE_S``.
 """
 
 from __future__ import annotations
@@ -22,12 +23,15 @@ from typing import Any, Literal
 import orjson
 
 from stepladder.gateway.metrics import Metrics
+from stepladder.gateway.report import account
 from stepladder.gateway.watch import CURRENT, Visit
 from stepladder.types import Trace
 
 Format = Literal["json", "text", "off"]
 Level = Literal["debug", "info", "warning", "error"]
 Fields = dict[str, Any]
+Line = bytes | Fields
+"""A line as it is written, or what it is to tell."""
 
 PAUSE_S = 0.05
 """How long lines gather before they are written together."""
@@ -38,6 +42,9 @@ MAX_TEXT = 16_384
 
 CLOSE_S = 2.0
 """How long the end waits for a reader that does not read."""
+
+_HEAD = frozenset({"time", "level", "event", "exception"})
+"""What a line of text tells without its name."""
 
 QUIET = frozenset({"health", "ready", "metrics"})
 """Routes that machines ask every few seconds: their lines are for `debug`, and where they say no, for `info`."""
@@ -67,7 +74,7 @@ class Log:
         self._clock = clock
         self._most = most
         self._render = json_line if form == "json" else text_line
-        self._lines: deque[bytes] = deque()
+        self._lines: deque[Line] = deque()
         self._woken = threading.Event()
         self._closing = threading.Event()
         self._handler = _Handler(self)
@@ -112,7 +119,8 @@ class Log:
         well, ill = ("debug", "info") if visit.route in QUIET else ("info", "error")
         level = ill if failed else well
         if self._form != "off" and _LEVELS[level] >= self._level:
-            self.put({"time": self._clock(), "level": level, "event": "request", **request_fields(visit)})
+            fields = {"time": self._clock(), "level": level, "event": "request"}
+            self._hand_over(_add_request(fields, visit))
 
     def event(self, event: str, **fields: Any) -> None:
         """A line about the gateway itself."""
@@ -121,10 +129,13 @@ class Log:
 
     def put(self, fields: Fields) -> None:
         """Hand over one line. Never waits; where too many wait already the line is dropped and counted."""
+        self._hand_over(self._render(fields))
+
+    def _hand_over(self, line: Line) -> None:
         if len(self._lines) >= self._most:
             self.dropped += 1
             return
-        self._lines.append(self._render(fields))
+        self._lines.append(line)
         if not self._woken.is_set():
             self._woken.set()
 
@@ -140,23 +151,30 @@ class Log:
             self._woken.clear()
             self._closing.wait(PAUSE_S)
             lines = [self._lines.popleft() for _ in range(len(self._lines))]
-            if not _written(self._fd, b"".join(lines)):
+            if not _written(self._fd, b"".join(map(self._spelled, lines))):
                 self.dropped += len(lines)
             if self._closing.is_set() and not self._lines:
                 return
 
+    def _spelled(self, line: Line) -> bytes:
+        if isinstance(line, bytes):
+            return line
+        try:
+            return self._render(line)
+        except Exception:  # noqa: BLE001 - a name that is no text, say: the thread goes on for the others
+            self.dropped += 1
+            return b""
 
-def request_fields(visit: Visit) -> Fields:
-    """What a request's line tells; what is not known is left out."""
-    fields: Fields = {
-        "request": visit.number,
-        "route": visit.route,
-        "status": visit.status,
-        "ending": visit.ending,
-        "seconds": visit.seconds,
-        "bytes_in": visit.bytes_in,
-        "bytes_out": visit.bytes_out,
-    }
+
+def _add_request(fields: Fields, visit: Visit) -> Fields:
+    """What a request's line tells, plain values alone; what is not known is left out."""
+    fields["request"] = visit.number
+    fields["route"] = visit.route
+    fields["status"] = visit.status
+    fields["ending"] = visit.ending
+    fields["seconds"] = visit.seconds
+    fields["bytes_in"] = visit.bytes_in
+    fields["bytes_out"] = visit.bytes_out
     if visit.caller is not None:
         fields["caller"] = visit.caller
     if visit.trace is not None:
@@ -165,14 +183,14 @@ def request_fields(visit: Visit) -> Fields:
 
 
 def _add_trace(fields: Fields, trace: Trace) -> None:
-    request, attempts = trace.request, trace.attempts
+    request, (attempts, cost, decide_s) = trace.request, account(trace)
     fields["decision_id"] = trace.id
     fields["mode"] = trace.mode
     fields["stream"] = bool(request.params.get("stream"))
     fields["attempts"] = len(attempts)
-    fields["cost"] = trace.cost
+    fields["cost"] = cost
     fields["cost_unit"] = trace.cost_unit
-    fields["decide_ms"] = trace.decide_s * 1e3
+    fields["decide_ms"] = decide_s * 1e3
     if attempts:
         fields["stage"] = attempts[-1 if trace.answer_index is None else trace.answer_index].stage
     if request.caller is not None:
@@ -223,8 +241,8 @@ def json_line(fields: Fields) -> bytes:
 
 def text_line(fields: Fields) -> bytes:
     """The same for people: time, level, event, then ``key=value``; line breaks within a value are escaped."""
-    shown = {key: value for key, value in fields.items() if key not in ("time", "level", "event", "exception")}
-    words = [_utc(fields["time"]), fields["level"], fields["event"], *(f"{k}={_word(v)}" for k, v in shown.items())]
+    words = [_utc(fields["time"]), fields["level"], fields["event"]]
+    words += [f"{key}={_word(value)}" for key, value in fields.items() if key not in _HEAD]
     text = " ".join(words) + "\n"
     if "exception" in fields:
         text += "".join(f"    {line}\n" for line in fields["exception"].splitlines())
@@ -235,7 +253,7 @@ def _word(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
     text = str(value)
-    plain = text.isprintable() and not any(letter in ' "=' for letter in text) and text
+    plain = text.isprintable() and " " not in text and '"' not in text and "=" not in text and text
     return text if plain else orjson.dumps(text, default=str).decode()
 
 

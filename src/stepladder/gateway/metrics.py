@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import get_args
 
 from stepladder.gateway.exposition import Family, Histogram, Values, exposed
-from stepladder.gateway.report import baseline
+from stepladder.gateway.report import Account, account, baseline
 from stepladder.router import Router
 from stepladder.types import (
     Attempt,
@@ -124,18 +124,19 @@ class Metrics:
 
     def observe(self, trace: Trace, against: str | None = None) -> None:
         """Count one finished request; ``against`` is the stage that savings are told by, None for the ladder's last."""
+        sums, unit = account(trace), trace.cost_unit
         self.requests.add((trace.mode, outcome(trace)))
         self.request_s.observe((trace.mode,), trace.seconds)
         if trace.steps:
-            self.decide_s.observe((), trace.decide_s)
+            self.decide_s.observe((), sums.decide_s)
         for step in trace.steps:
             self.decisions.add(_did(step))
-            if step.attempt is not None:
-                self._observe_attempt(step.attempt, trace.cost_unit)
+        for attempt in sums.attempts:
+            self._observe_attempt(attempt, unit)
         if trace.first_token_s is not None:
             self.first_token_s.observe((trace.request.dials.stream_mode or "final",), trace.first_token_s)
         if trace.answer_index is not None:
-            self._observe_saving(trace, against)
+            self._observe_saving(trace, against, sums)
 
     def look(self, router: Router) -> None:
         """Take over what a router and its store count themselves."""
@@ -164,10 +165,10 @@ class Metrics:
                 self.speculation.add((pair.drafter, pair.target, "drafted"), pair.drafted)
                 self.speculation.add((pair.drafter, pair.target, "accepted"), pair.accepted)
 
-    def _observe_saving(self, trace: Trace, against: str | None) -> None:
-        alone = baseline(trace, against)
-        self.baseline.add((trace.cost_unit,), alone["cost"])
-        self.saving.add((trace.cost_unit,), alone["saved"])
+    def _observe_saving(self, trace: Trace, against: str | None, sums: Account) -> None:
+        alone, unit = baseline(trace, against, sums), (trace.cost_unit,)
+        self.baseline.add(unit, alone["cost"])
+        self.saving.add(unit, alone["saved"])
 
 
 class StageMetrics:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
@@ -10,8 +11,23 @@ from stepladder.traces.codec import encode_speculation
 from stepladder.types import Action, Answer, Attempt, Call, Cost, Estimates, Fail, Outcome, Step, Trace, View
 
 Headers = tuple[tuple[bytes, bytes], ...]
-_SUMS = ("calls", "faults", "prompt_tokens", "cached_tokens", "output_tokens", "cost", "seconds")
 _PRINTABLE = " !#$&'()*+,/:;<=>?@[]^`{|}"  # what a stage's name may hold beside letters, digits and _.-~
+_plain = re.compile(rf"[\w.~{re.escape(_PRINTABLE)}-]*", re.ASCII).fullmatch
+
+
+class Account(NamedTuple):
+    """What a trace adds up to (``Trace.attempts``, ``cost``, ``decide_s``), found once for all that tells of it."""
+
+    attempts: Sequence[Attempt]
+    cost: float
+    decide_s: float
+
+
+def account(trace: Trace) -> Account:
+    """The sums of one trace."""
+    steps = trace.steps
+    attempts = [step.attempt for step in steps if step.attempt is not None]
+    return Account(attempts, sum([each.cost for each in attempts]), sum([step.decide_s for step in steps]))
 
 
 # ── the block ────────────────────────────────────────────────────────────────
@@ -23,7 +39,7 @@ def summary(answer: Answer, against: str | None = None) -> dict[str, Any]:
     ``against`` is the stage that savings are told against, None for the ladder's last.
     """
     trace, attempt = answer.trace, answer.attempt
-    step = answer_step(trace)
+    step, sums = answer_step(trace), account(trace)
     view = step.view
     block: dict[str, Any] = {
         "decision_id": trace.id,
@@ -33,11 +49,14 @@ def summary(answer: Answer, against: str | None = None) -> dict[str, Any]:
         "lambda": view.lam,
         "predicted_quality": _mean(view.estimates, attempt.stage),
         "calibrated": view.estimates.calibrated,
-        "value": worth(answer),
-        **bill(trace),
+        "value": _worth(trace, attempt.stage, view, sums),
+        "cost": sums.cost,
+        "cost_unit": trace.cost_unit,
+        "usage": usage_by_stage(sums.attempts),
+        "spent": [spent(each) for each in sums.attempts],
         "seconds": trace.seconds,
-        "decide_ms": trace.decide_s * 1e3,
-        "baseline": baseline(trace, against),
+        "decide_ms": sums.decide_s * 1e3,
+        "baseline": baseline(trace, against, sums),
     }
     if trace.first_token_s is not None:
         block["first_token_s"] = trace.first_token_s
@@ -54,14 +73,17 @@ def worth(answer: Answer) -> dict[str, Any]:
     Realised is the estimate of quality after the answer was seen, and what was billed, with waiting at the price that
     was expected of it. A congestion price is no cost of this request's own: it steers, and is not realised.
     """
-    trace, stage = answer.trace, answer.stage
-    called, last = answer_step(trace).view, trace.steps[-1].view
-    cost = called.costs[stage]
+    trace = answer.trace
+    return _worth(trace, answer.stage, answer_step(trace).view, account(trace))
+
+
+def _worth(trace: Trace, stage: str, called: View, sums: Account) -> dict[str, Any]:
+    last, cost = trace.steps[-1].view, called.costs[stage]
     second = cost.latency / cost.seconds if cost.seconds > 0 else 0.0
-    waited = sum(each.seconds for each in trace.attempts)
+    waited = sum([each.seconds for each in sums.attempts])
     return {
         "expected": _value(called.lam, _mean(called.estimates, stage), called.spent + cost.total),
-        "realised": _value(called.lam, _mean(last.estimates, stage), trace.cost + second * waited),
+        "realised": _value(called.lam, _mean(last.estimates, stage), sums.cost + second * waited),
     }
 
 
@@ -77,12 +99,12 @@ def _mean(estimates: Estimates, stage: str) -> float | None:
 
 def bill(trace: Trace) -> dict[str, Any]:
     """What the request cost, by stage, and every attempt it cost that for: kept, dropped, failed or cut off."""
-    attempts = trace.attempts
+    sums = account(trace)
     return {
-        "cost": trace.cost,
+        "cost": sums.cost,
         "cost_unit": trace.cost_unit,
-        "usage": usage_by_stage(attempts),
-        "spent": [spent(each) for each in attempts],
+        "usage": usage_by_stage(sums.attempts),
+        "spent": [spent(each) for each in sums.attempts],
     }
 
 
@@ -90,8 +112,18 @@ def usage_by_stage(attempts: Iterable[Attempt]) -> dict[str, dict[str, float]]:
     """What each stage that was called took: calls, faults among them, tokens, cost, seconds."""
     found: dict[str, dict[str, float]] = {}
     for each in attempts:
-        sums = found.setdefault(each.stage, dict.fromkeys(_SUMS, 0))
-        usage = each.usage
+        usage, sums = each.usage, found.get(each.stage)
+        if sums is None:
+            found[each.stage] = {
+                "calls": 1,
+                "faults": int(each.fault is not None),
+                "prompt_tokens": usage.prompt_tokens,
+                "cached_tokens": usage.cached_tokens,
+                "output_tokens": usage.output_tokens,
+                "cost": each.cost,
+                "seconds": each.seconds,
+            }
+            continue
         sums["calls"] += 1
         sums["faults"] += each.fault is not None
         sums["prompt_tokens"] += usage.prompt_tokens
@@ -108,33 +140,35 @@ def spent(attempt: Attempt) -> dict[str, Any]:
     Drafted tokens stand here and not in OpenAI's ``usage.completion_tokens_details``: the accepted and rejected
     "prediction tokens" there are those of the caller's own ``prediction``, and rejected ones are billed as output.
     """
-    found = attempt.speculation
-    told: dict[str, Any] = {} if found is None else {"speculation": encode_speculation(found)}
-    if attempt.tries != 1:
-        told["tries"] = attempt.tries
-    return {
+    usage = attempt.usage
+    told: dict[str, Any] = {
         "stage": attempt.stage,
-        "prompt_tokens": attempt.usage.prompt_tokens,
-        "cached_tokens": attempt.usage.cached_tokens,
-        "output_tokens": attempt.usage.output_tokens,
+        "prompt_tokens": usage.prompt_tokens,
+        "cached_tokens": usage.cached_tokens,
+        "output_tokens": usage.output_tokens,
         "cost": attempt.cost,
         "seconds": attempt.seconds,
         "fault": None if attempt.fault is None else attempt.fault.kind,
-        **told,
     }
+    if attempt.speculation is not None:
+        told["speculation"] = encode_speculation(attempt.speculation)
+    if attempt.tries != 1:
+        told["tries"] = attempt.tries
+    return told
 
 
-def baseline(trace: Trace, against: str | None = None) -> dict[str, Any]:
+def baseline(trace: Trace, against: str | None = None, sums: Account | None = None) -> dict[str, Any]:
     """What one stage alone would have cost, and what was saved against it: below 0 where more was spent.
 
     ``against`` is that stage, None for the ladder's last. Where it answered, what it cost is known; else it is the cost
-    that was expected before anything was called, and the saving an estimate.
+    that was expected before anything was called, and the saving an estimate. ``sums`` are the trace's, where known.
     """
+    sums = sums or account(trace)
     expected = trace.steps[0].view.costs
     stage = against if against is not None and against in expected else trace.stages[-1]
-    billed = [each.cost for each in trace.attempts if each.stage == stage and each.is_answer]
+    billed = [each.cost for each in sums.attempts if each.stage == stage and each.fault is None]
     cost = billed[-1] if billed else expected[stage].resource
-    return {"stage": stage, "cost": cost, "saved": cost - trace.cost, "estimate": not billed}
+    return {"stage": stage, "cost": cost, "saved": cost - sums.cost, "estimate": not billed}
 
 
 def answer_step(trace: Trace) -> Step:
@@ -302,13 +336,14 @@ def outcome_body(outcome: Outcome) -> dict[str, Any]:
 def answer_headers(answer: Answer, against: str | None = None) -> Headers:
     """All that is known once the answer is there."""
     trace = answer.trace
-    paid = (
-        (b"x-stepladder-saved", f"{baseline(trace, against)['saved']:.6g}".encode()),
-        (b"x-stepladder-cost", f"{answer.cost:.6g}".encode()),
+    sums = account(trace)
+    return (
+        *call_headers(trace.id, answer_step(trace), answer.attempt.stage, sums.decide_s),
+        (b"x-stepladder-saved", b"%.6g" % baseline(trace, against, sums)["saved"]),
+        (b"x-stepladder-cost", b"%.6g" % sums.cost),
         (b"x-stepladder-cost-unit", trace.cost_unit.encode()),
-        (b"x-stepladder-seconds", f"{trace.seconds:.6f}".encode()),
+        (b"x-stepladder-seconds", b"%.6f" % trace.seconds),
     )
-    return call_headers(trace.id, answer_step(trace), answer.stage, trace.decide_s) + paid
 
 
 def call_headers(decision_id: str, step: Step, stage: str, decide_s: float | None = None) -> Headers:
@@ -322,11 +357,11 @@ def call_headers(decision_id: str, step: Step, stage: str, decide_s: float | Non
     known: Headers = (
         (b"x-stepladder-decision-id", _text(decision_id)),
         (b"x-stepladder-stage", _text(stage)),
-        (b"x-stepladder-expected-cost", f"{view.spent + view.costs[stage].resource:.6g}".encode()),
-        (b"x-stepladder-decide-ms", f"{spent * 1e3:.3f}".encode()),
+        (b"x-stepladder-expected-cost", b"%.6g" % (view.spent + view.costs[stage].resource)),
+        (b"x-stepladder-decide-ms", b"%.3f" % (spent * 1e3)),
     )
     if quality is not None:
-        known += ((b"x-stepladder-predicted-quality", f"{quality:.4f}".encode()),)
+        known += ((b"x-stepladder-predicted-quality", b"%.4f" % quality),)
     return known if estimates.calibrated else (*known, (b"x-stepladder-uncalibrated", b"true"))
 
 
@@ -342,4 +377,4 @@ def outcomes_body(outcomes: Iterable[Outcome]) -> list[dict[str, Any]]:
 
 def _text(value: str) -> bytes:
     """A header's value: anything but printable ASCII is percent-encoded."""
-    return quote(value, safe=_PRINTABLE).encode()
+    return (value if _plain(value) else quote(value, safe=_PRINTABLE)).encode()
