@@ -72,6 +72,7 @@ class FakeModel:
         self.say = answers(say) if isinstance(say, str) else say
         self.name, self.context, self.slots, self.parameters = name, context, slots, parameters
         self.vocab, self.sure = vocab, sure
+        self.device = torch.device("cpu")
         self.rows: dict[int, list[int]] = {}
         self.widths: list[list[int]] = []
         self.most_open = 0
@@ -79,6 +80,9 @@ class FakeModel:
         self.gate = threading.Event()
         self.gate.set()
         self.wait_s = 0.0
+
+    def narrow_seconds(self, width: int, slot: int) -> None:
+        """Nothing is captured."""
 
     def limit_vocab(self, size: int) -> None:
         assert 0 < size <= self.vocab

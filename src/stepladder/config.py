@@ -109,6 +109,8 @@ class StageSettings(_Frozen):
     """`llama`: `"off"`, `"ngram"`, `"auto"` or a table with `draft`; `torch`: `"auto"`, `"off"`, a list of drafters."""
     draft_length: int | str | None = None
     """`torch`: tokens asked of each drafter, or `"auto"`."""
+    rounds: Literal["auto", "on", "off"] | None = None
+    """`torch`: run whole rounds on their device: `"auto"` does on a GPU, `"off"` runs them pass by pass."""
     verification: str | None = None
     """`torch`: `"rejection"` or `"block"`."""
     drafter: str | None = None

@@ -26,7 +26,7 @@ class Runner(Protocol):
 
     def ready(self, asks: Row[RoundAsk]) -> float: ...
     def run(self, asks: Row[RoundAsk]) -> Row[Any]: ...
-    def passes(self, ask: RoundAsk) -> Mapping[int, int]: ...
+    def passes(self, ask: RoundAsk) -> Row[tuple[int, int, int]]: ...
 
 
 OnPass = Callable[[int, int, int, float], None]
@@ -43,7 +43,8 @@ ALIKE = 2
 class Took:
     """What a pass was to one of its answers: ``read`` tokens for ``want`` logits beside ``rows`` − 1 others.
 
-    ``whole``: it was a whole round, and ``captured_s`` are the seconds before it in which its graph was made.
+    Of a whole round ``passes`` tells (stage, width, how many), and ``captured_s`` the seconds before it in which its
+    graph was made.
     """
 
     stage: int
@@ -51,7 +52,7 @@ class Took:
     want: int
     rows: int
     seconds: float
-    whole: bool = False
+    passes: Row[tuple[int, int, int]] = ()
     captured_s: float = 0.0
 
 
@@ -180,10 +181,11 @@ class Batch:
         found = self._rounds.run(asks)
         seconds = self._lasts[asks[0].stage] = self._timer() - started
         for job, ask in zip(served, asks, strict=True):
-            for stage, count in self._rounds.passes(ask).items():
+            passes = self._rounds.passes(ask)
+            for stage, _, count in passes:
                 job.passes[stage] = job.passes.get(stage, 0) + count
             if job.told is not None:
-                job.told(Took(ask.stage, 1, 1, len(asks), seconds, whole=True, captured_s=captured_s))
+                job.told(Took(ask.stage, 1, 1, len(asks), seconds, passes, captured_s))
         return found
 
     def _hold(self, stage: int, answer: Sequence) -> None:

@@ -195,6 +195,18 @@ class LanguageModel:
                 for width in widths:
                     self._rectangle(count, width, reach_for(length, self.context))
 
+    def narrow_seconds(self, width: int, slot: int) -> float | None:
+        """Seconds that a narrow pass over the beginning of an open row takes the device, without the host; it is run.
+
+        None where such a pass is not captured.
+        """
+        if self._graphs is None or width > WIDTHS[-1]:
+            return None
+        columns = above(width, WIDTHS)
+        rectangle = self._rectangle(1, columns, reach_for(columns, self.context))
+        rectangle.fill(0, [*[0] * columns, slot, 0, width])
+        return rectangle.seconds()
+
     def _split(self, feeds: Sequence[Feed]) -> list[torch.Tensor]:
         """Packed passes for what is read before the wanted tokens, then one rectangle for those."""
         cuts = [_cut(feed) for feed in feeds]

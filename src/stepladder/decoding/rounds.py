@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -131,13 +131,12 @@ class Shape:
         row and how many of them it has not read; looked-up drafts and their count."""
         return LAST + 2 + 2 * self.models + (self.given + 1 if self.given else 0)
 
-    def passes(self, stages: Sequence[int]) -> dict[int, int]:
-        """Passes of each model of the chain ``stages`` in a round."""
-        if not self.lengths:
-            return {stages[-1]: 1}
-        if not self.pieces:
-            return {stages[-2]: self.lengths[0], stages[-1]: 1}
-        return {stages[0]: sum(self.pieces), stages[1]: len(self.pieces), stages[2]: 1}
+    def passes(self, stages: Sequence[int]) -> list[tuple[int, int, int]]:
+        """(stage, width, how many) of the passes in a round of the chain ``stages``, the target's last."""
+        below = [(stages[1], each + 1, 1) for each in self.pieces]
+        if self.lengths:
+            below.insert(0, (stages[0], 1, sum(self.pieces) or self.lengths[0]))
+        return [*below, (stages[-1], self.most + 1, 1)]
 
 
 class Rounds:
@@ -481,7 +480,7 @@ class AllRounds:
         key = tuple(chain)
         if key not in self._refused and (reason := self._reason(key)) is not None:
             self._refused[key] = reason
-            LOG.warning("chain %s runs pass by pass: %s", " → ".join(self._name(each) for each in key), reason)
+            LOG.info("chain %s runs pass by pass: %s", " → ".join(self._name(each) for each in key), reason)
         return self._refused.get(key)
 
     def _reason(self, chain: tuple[int, ...]) -> str | None:
@@ -512,9 +511,9 @@ class AllRounds:
         """One round of answers whose asks are alike (``RoundAsk.kind``)."""
         return self._of(asks[0].chain).round(_turns(asks), asks[0].lengths)
 
-    def passes(self, ask: RoundAsk) -> Mapping[int, int]:
-        """Passes of each stage in a round."""
-        return Shape(len(ask.chain), ask.lengths).passes(ask.chain)
+    def passes(self, ask: RoundAsk) -> Sequence[tuple[int, int, int]]:
+        """(stage, width, how many) of the passes in a round."""
+        return Shape(len(ask.chain), ask.lengths, len(ask.given)).passes(ask.chain)
 
     def warm(self, chain: Sequence[int], lengths: Sequence[int], reach: int) -> None:
         """Capture a chain's rounds of one answer ahead, greedy and drawn by temperature."""
