@@ -6,6 +6,7 @@ for the beginning of an answer.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Collection, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -103,7 +104,7 @@ class GBDTPredictor:
         """What is read of a text: a number for each of NAMES, and for each stage's score."""
         rows, amounts = hashed_grams(text)
         scores = amounts.dot(self._weights.take(rows, axis=0)) + self._bias
-        return np.array([*numbers(text, self._counts), *scores.tolist()])
+        return np.frombuffer(array("d", [*numbers(text, self._counts), *scores.tolist()]))
 
     def _answered(self, features: Features) -> tuple[_Later | None, Mapping[int, history.Signals]]:
         """What estimates after these attempts, and their signals."""

@@ -33,7 +33,7 @@ def hashed_grams(text: str) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
     1/√(number of grams); digits fold into 0 and capitals into small letters. Two dense rows for length follow.
     """
     data = excerpt(text).encode("utf-8", "replace").translate(_FOLD)
-    words = np.asarray(array("I", list(map(crc32, _tokens(data)))), dtype=np.uint32)
+    words = np.frombuffer(array("I", list(map(crc32, _tokens(data)))), dtype=np.uint32)
     pairs = words[:-1] * _SALT_PAIR
     pairs += words[1:]
     hashes = np.concatenate((words, pairs, _byte_grams(data), _DENSE_PLACES))

@@ -101,6 +101,9 @@ _REFUSAL = re.compile(
     r"|as an ai\b|unable to (?:answer|help|assist)|cannot (?:answer|help|assist|be determined))",
     re.IGNORECASE,
 )
+_IN_REFUSALS = ("i ", "i'm ", "as an ai", "unable to ", "cannot ")
+"""Of which each match of _REFUSAL has one, where it is ASCII."""
+
 _STATED = re.compile(r"\b(?:answer|option|choice|result)\b(?:\s+is)?\s*:?\s*(\S.*)$")
 _EDGES = " \t\"'`*_.,;:!?()[]{}$\\"
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
@@ -251,12 +254,21 @@ def read(attempt: Attempt, signals: Sequence[str] = SIGNALS, *, prompt: str | No
         parsed=float(bool(final)),
         length=log1p(len(final)),
         cut=float(attempt.finish_reason == "length"),
-        refusal=float(_REFUSAL.search(attempt.text, 0, _OPENING) is not None),
+        refusal=float(_refuses(attempt.text[:_OPENING])),
         final=normal(final),
         partial=float(is_partial(attempt)),
     )
     wanted = _OWN.intersection(signals).difference(SIGNALS)
     return found._replace(**_more(wanted, attempt, text, found.final, prompt)) if wanted else found
+
+
+def _refuses(opening: str) -> bool:
+    """Whether it reads like a refusal. Few answers say any of what every refusal says, which is quicker to look for."""
+    if opening.isascii():
+        plain = opening.lower()
+        if not any(part in plain for part in _IN_REFUSALS):
+            return False
+    return _REFUSAL.search(opening) is not None
 
 
 def _more(wanted: frozenset[str], attempt: Attempt, text: str, final: str, prompt: str | None) -> dict[str, Any]:
@@ -464,10 +476,11 @@ def _pieces(raw: Mapping[str, Any] | None) -> list[str] | None:
 def numbers(found: Mapping[int, Signals], stages: int, signals: Sequence[str] = SIGNALS) -> list[float]:
     """One value for each of ``names(stages, signals)``. ``found`` maps a stage's number to its answer's signals."""
     own = [signal for signal in signals if signal != PAIRED]
+    absent = [_absent(name) for name in own] if len(found) < stages else []
     line: list[float] = []
     for stage in range(stages):
         told = found.get(stage)
-        line += [_absent(name) if told is None else _value(name, stage, told, found) for name in own]
+        line += absent if told is None else [_value(name, stage, told, found) for name in own]
     line += [_same(found.get(low), found.get(high)) for low, high in _pairs(stages, signals)]
     return [*line, float(len(found))]
 

@@ -49,7 +49,8 @@ class LogisticPredictor:
 
 def sigmoid(logit: float) -> float:
     """σ(logit), never 0 nor 1."""
-    return 1 / (1 + exp(-min(max(logit, -30.0), 30.0)))
+    inner = -30.0 if logit < -30.0 else 30.0 if logit > 30.0 else logit
+    return 1 / (1 + exp(-inner))
 
 
 def from_logit(logit: float, spread: float) -> Estimate:
