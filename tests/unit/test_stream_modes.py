@@ -8,11 +8,13 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any
 
+import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway_fakes import Got, World, attempt, chunk, post, world
+from stepladder.engines.wire import together
 from stepladder.evaluate.replay import replay
 from stepladder.held import Held
 from stepladder.traces.codec import decode, encode
@@ -293,6 +295,53 @@ def test_whatever_is_held_the_client_gets_the_kept_answer_whole_and_no_other(wor
             assert got.events[-1] == "[DONE]"
             if mode == "hold-back":
                 assert {event["model"] for event in got.events[:-1]} == {answer.stage}
+
+    asyncio.run(both())
+
+
+def in_bursts(script: Any, sizes: list[int]) -> Any:
+    """The same engine, whose pieces come several at once, as they are read from a server's socket."""
+
+    async def bursts(request: Request, stage: Stage) -> AsyncGenerator[EngineEvent, None]:
+        wire_pieces: list[Delta] = []
+        turn = 0
+        async for event in script(request, stage):
+            if isinstance(event, Delta):
+                wire_pieces.append(replace(event, data=orjson.dumps(event.raw)))
+            if not isinstance(event, Delta) or len(wire_pieces) >= sizes[turn % len(sizes)]:
+                for delta in together(wire_pieces):
+                    yield delta
+                wire_pieces, turn = [], turn + 1
+            if not isinstance(event, Delta):
+                yield event
+
+    return bursts
+
+
+@settings(max_examples=60)
+@given(
+    st.fixed_dictionaries({"small": WORDS, "medium": WORDS, "large": WORDS}),
+    st.sampled_from(["hold-back", "restart", "final"]),
+    st.sampled_from(["cascade", "large"]),
+    st.integers(1, 8),
+    st.lists(st.integers(1, 5), min_size=1, max_size=3),
+)
+def test_pieces_that_come_at_once_are_taken_as_if_they_came_one_by_one(
+    words: Any, stream_mode: str, mode: str, hold: int, sizes: list[int]
+) -> None:
+    async def both() -> None:
+        seen = []
+        for script in (says(words), in_bursts(says(words), sizes)):
+            made = world(script)
+            policies = {**made.router.parts.policies, "cascade": ReadingPolicy()}
+            made.router.parts = replace(made.router.parts, policies=policies, mode="cascade")
+            pinned = {"mode": "fixed", "min_stage": mode, "max_stage": mode} if mode != "cascade" else {}
+            got = await ask(made, stream_mode=stream_mode, hold_back=hold, **pinned)
+            (trace,) = made.store.traces
+            assert got.events[-1] == "[DONE]"
+            events = [event if isinstance(event, str) else {**event, "created": 0} for event in got.events]
+            seen.append((events, [(a.stage, a.text, a.fault, a.usage.output_tokens) for a in trace.attempts]))
+        assert seen[0] == seen[1]
 
     asyncio.run(both())
 
