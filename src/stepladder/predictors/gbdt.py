@@ -183,7 +183,7 @@ class Trees:
 
         def placed(found: NDArray[np.int64]) -> NDArray[np.intp]:
             own = place[found]
-            return np.where(own < len(leaves), own, own + further)
+            return own if rows == 1 else np.where(own < len(leaves), own, own + further)
 
         self._left, self._right, self._roots = (placed(at) for at in (nodes.left[tests], nodes.right[tests], roots))
         self._leaves = here[: len(leaves)]
@@ -193,17 +193,18 @@ class Trees:
 
     def sums(self, inputs: NDArray[np.float64]) -> NDArray[np.float64]:
         """Sum of the leaves of each stage's trees that a row of ``columns`` inputs falls into: (stages,)."""
-        found: NDArray[np.float64] = np.add.reduceat(self._reached(inputs)[0], self._starts)
+        reached = self._reached(inputs.repeat(self._times) <= self._threshold)
+        found: NDArray[np.float64] = np.add.reduceat(reached, self._starts)
         return found
 
     def sums_of(self, inputs: NDArray[np.float64]) -> NDArray[np.float64]:
         """Of trees that all stages share: the sum of the leaves that each row (rows, columns) falls into, (rows,)."""
-        found: NDArray[np.float64] = self._reached(inputs).sum(axis=1)
+        reached = self._reached(inputs.repeat(self._times, axis=1) <= self._threshold)
+        found: NDArray[np.float64] = reached.reshape(len(inputs), -1).sum(axis=1)
         return found
 
-    def _reached(self, inputs: NDArray[np.float64]) -> NDArray[np.float64]:
-        """What every tree comes to, (rows, trees)."""
-        is_left = inputs.repeat(self._times, axis=-1) <= self._threshold
+    def _reached(self, is_left: NDArray[np.bool_]) -> NDArray[np.float64]:
+        """What every tree comes to, (rows, trees), of one row (trees,), where these tests lead to the left."""
         child = np.concatenate((self._leaves, np.where(is_left, self._left, self._right).reshape(-1)))
         at = self._roots
         for _ in range(self._depth):
