@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from contextlib import closing, contextmanager
@@ -299,6 +301,19 @@ def test_a_queue_that_fills_is_written_before_it_is_full(tmp_path, patient, keep
     soon(lambda: store.counts().written == 15)
     assert store.counts().shed == 0
     store.close()
+
+
+def test_a_script_that_ends_without_closing_loses_nothing(tmp_path):
+    script = (
+        "from stepladder.testing import make_trace\n"
+        "from stepladder.traces.sqlite import SqliteTraceStore\n"
+        f"store = SqliteTraceStore({str(tmp_path / 't.sqlite3')!r})\n"
+        "for number in range(10):\n"
+        "    store.append(make_trace(f'dec-{number}'))\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+    with closing(SqliteTraceStore(tmp_path / "t.sqlite3")) as store:
+        assert [each.id for each in store.read()] == [f"dec-{number}" for number in range(10)]
 
 
 def test_an_idle_store_waits_for_the_end_of_its_pause(tmp_path, patient):

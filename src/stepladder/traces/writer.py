@@ -11,6 +11,7 @@ this thread hardly ever needs the interpreter: to wake it for each trace cost mo
 
 from __future__ import annotations
 
+import atexit
 import logging
 import sqlite3
 import threading
@@ -98,6 +99,7 @@ class Writer:
         self._flushes = True  # what "PRAGMA synchronous" says of commits, FULL where nobody has said anything
         self._thread = threading.Thread(target=self._run, name="stepladder-traces", daemon=True)
         self._thread.start()
+        atexit.register(self.close)  # a script that ends without a word still keeps what has not been written yet
 
     @property
     def is_alive(self) -> bool:
@@ -180,6 +182,7 @@ class Writer:
                 self._put(None, urgent=True)  # the last: nothing is put in after ``closed``
         self._hurry.set()
         self._thread.join()
+        atexit.unregister(self.close)
 
     def _check_open(self) -> None:
         if self.closed:
