@@ -39,6 +39,17 @@ def test_length_counts_characters_of_the_question_in_hundreds() -> None:
     assert PaperFeatures().features(Request("r", prompt="z" * 50)).values["length"] == 0.5
 
 
+def test_values_are_worked_out_when_somebody_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr("stepladder.features.paper.entropy", lambda text: asked.append(text) or 2.5)
+    values = PaperFeatures().features(make_request("why?")).values
+    assert not asked
+    assert (values.get("entropy"), values["length"], dict(values)) == (2.5, 0.04, {"entropy": 2.5, "length": 0.04})
+    assert (len(values), repr(values)) == (2, "{'entropy': 2.5, 'length': 0.04}")
+    assert values == {"entropy": 2.5, "length": 0.04}
+    assert len(asked) == 1
+
+
 def test_attempts_are_handed_on() -> None:
     history = (make_attempt("small"),)
     assert PaperFeatures().features(make_request(), history).attempts == history

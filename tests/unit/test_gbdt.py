@@ -15,7 +15,7 @@ from stepladder.config import PRESETS
 from stepladder.errors import ArtifactError, UsageError
 from stepladder.predictors.artifact import load, save
 from stepladder.predictors.gbdt import DEEPEST, MOST_NODES, GBDTPredictor, Trees
-from stepladder.predictors.grams import BUCKETS, DENSE
+from stepladder.predictors.grams import BUCKETS, DENSE, hashed_grams
 from stepladder.predictors.history import SIGNALS
 from stepladder.predictors.lexical import NAMES, WORDS, numbers, place, tokens, word_counts
 from stepladder.train import boost
@@ -162,6 +162,46 @@ def arrays_of(stages: int = 1) -> dict[str, Any]:
 def test_the_threshold_itself_goes_left() -> None:
     trees = Trees(arrays_of(), 1, 1, 2)
     assert [trees.sums(np.array([x, 0.0]))[0] for x in (4.0, 5.0, 5.1)] == [-1.0, -1.0, 1.0]
+
+
+def walked(arrays: dict[str, Any], tree: int, inputs: list[float]) -> float:
+    """The leaf of one tree, step by step."""
+    at = 0
+    while arrays["left"][0, tree, at] != at:
+        goes_left = inputs[arrays["feature"][0, tree, at]] <= arrays["threshold"][0, tree, at]
+        at = arrays["left" if goes_left else "right"][0, tree, at]
+    return float(arrays["value"][0, tree, at])
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 6), st.integers(0, 4), st.integers(1, 3))
+def test_a_forest_comes_to_what_a_walk_through_each_tree_comes_to(seed: int, trees: int, depth: int, rows: int) -> None:
+    """Full trees, some of whose tests are leaves before the last level; one row, and several rows at once."""
+    rng, columns, nodes = np.random.default_rng(seed), 3, 2 ** (depth + 1) - 1
+    own = np.broadcast_to(np.arange(nodes), (1, trees, nodes))
+    is_leaf = (own >= 2**depth - 1) | ((rng.random(own.shape) < 0.2) & (own > 0))
+    arrays = {
+        "feature": rng.integers(0, columns, own.shape),
+        "threshold": rng.integers(-2, 3, own.shape).astype(float),
+        "left": np.where(is_leaf, own, 2 * own + 1),
+        "right": np.where(is_leaf, own, 2 * own + 2),
+        "value": rng.normal(size=own.shape),
+    }
+    inputs = rng.integers(-2, 3, (rows, columns)).astype(float)
+    wanted = [sum(walked(arrays, tree, row) for tree in range(trees)) for row in inputs.tolist()]
+    assert Trees(arrays, depth, 1, columns, rows=rows).sums_of(inputs).tolist() == pytest.approx(wanted)
+    one = Trees(arrays, depth, 1, columns)
+    assert [one.sums(row)[0] for row in inputs] == pytest.approx(wanted)
+
+
+def test_a_text_is_read_once_a_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    predictor, read = GBDTPredictor(("a",), {"depth": 1}, arrays_of()), list[str]()
+    monkeypatch.setattr("stepladder.predictors.gbdt.hashed_grams", lambda text: read.append(text) or hashed_grams(text))
+    memo: dict[Any, Any] = {}
+    first = predictor.predict(Features({}, "Add 5 and 7", (), memo))
+    assert predictor.predict(Features({}, "Add 5 and 7", (said("12"),), memo)) == first
+    assert len(read) == 1
+    assert predictor.predict(Features({}, "Add 5 and 7")) == first
+    assert len(read) == 2
 
 
 def test_a_tree_of_one_leaf_counts_and_filling_does_not() -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from stepladder.errors import ArtifactError
 from stepladder.predictors.history import (
+    _REFUSAL,
     ALL_SIGNALS,
     BANDS,
     OPENINGS,
@@ -19,6 +20,7 @@ from stepladder.predictors.history import (
     UNKNOWN,
     UNTOLD,
     Signals,
+    _refuses,
     answered,
     band,
     begun,
@@ -92,6 +94,15 @@ def test_log_probabilities_that_are_none(told: tuple[float, ...]) -> None:
 )
 def test_refusals(text: str, refused: bool) -> None:
     assert line(answer("b", text))["refusal 1"] == refused
+
+
+WORDS = ["i", "I", "'m", "am", "sorry", "afraid", "can", "'t", "not", "cannot", "ſ", "K", "İ", ".", "answer", "help"]
+
+
+@given(st.lists(st.sampled_from([*WORDS, "unable to", "as an ai"]), max_size=9))
+def test_openings_that_are_looked_through_quickly_read_the_same(parts: list[str]) -> None:
+    opening = " ".join(parts).replace(" '", "'")
+    assert _refuses(opening) == (_REFUSAL.search(opening) is not None)
 
 
 @pytest.mark.parametrize(

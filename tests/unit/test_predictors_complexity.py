@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from stepladder.errors import ArtifactError
 from stepladder.predictors.complexity import CLASSES, PAPER_PROMPTS, LearnedComplexity, rules
-from stepladder.predictors.grams import BUCKETS, DENSE, READ_CHARS, excerpt, hashed_grams
+from stepladder.predictors.grams import BUCKETS, DENSE, READ_CHARS, _tokens, excerpt, hashed_grams
 
 WEIRD = [
     "",
@@ -73,6 +77,12 @@ def test_hashing_is_stable_across_processes_and_machines() -> None:
     assert hashed_grams("HI YOU 99")[0].tolist() == rows.tolist()
     assert rows.max() < BUCKETS + DENSE
     assert rows.min() >= 0
+
+
+@given(st.text(alphabet="abZ09_é日 \n\t\x0b\x0c\x1c\x00.,-'\"()%", max_size=60))
+def test_signs_stand_alone_and_words_together(text: str) -> None:
+    data = text.encode()
+    assert _tokens(data) == re.findall(rb"[\w\x80-\xff]+|[^\w\s\x80-\xff]", data)
 
 
 HI_YOU_12: list[int] = [10231, 16178, 11684, 16197, 15792, 14879, 2215, 13542, 1124, 8256, 8137]

@@ -185,8 +185,9 @@ class Trees:
             own = place[found]
             return own if rows == 1 else np.where(own < len(leaves), own, own + further)
 
-        self._left, self._right, self._roots = (placed(at) for at in (nodes.left[tests], nodes.right[tests], roots))
-        self._leaves = here[: len(leaves)]
+        small = np.min_scalar_type(-len(leaves) - rows * len(tests))  # two bytes for a node instead of eight
+        self._left, self._right = (placed(at[tests]).astype(small) for at in (nodes.left, nodes.right))
+        self._roots, self._leaves = placed(roots), here[: len(leaves)].astype(small)
         self._times = np.bincount(nodes.column[tests], minlength=columns)
         self._threshold = nodes.threshold[tests]
         self._value = np.concatenate((nodes.value[leaves], np.tile(nodes.value[tests], rows)))
