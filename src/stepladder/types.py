@@ -158,7 +158,11 @@ class Request:
         """Characters that the model will read: all messages, or the raw prompt."""
         if self.prompt is not None:
             return len(self.prompt)
-        return sum([len(message_text(message)) for message in self.messages])
+        chars = 0
+        for message in self.messages:
+            content = message.get("content")
+            chars += len(content if isinstance(content, str) else message_text(message))
+        return chars
 
 
 def message_text(message: Mapping[str, Any]) -> str:
