@@ -99,6 +99,12 @@ def counting() -> Callable[[Features], Estimates]:
     return lambda features: Estimates({"small": Estimate(1 / (1 + next(turns)))})
 
 
+def forgetful(features: Features) -> Estimates:
+    """Keeps for the next decision what only this one's attempts told."""
+    mean = features.memo.setdefault("mean", 0.1 * len(features.attempts))
+    return Estimates({"small": Estimate(mean)})
+
+
 def meddling(features: Features) -> Estimates:
     features.values.clear()  # type: ignore[attr-defined]
     return Estimates({"small": Estimate(0.5)})
@@ -115,6 +121,7 @@ def meddling(features: Features) -> Estimates:
         (lambda features: Estimates({"small": Estimate(0.5), "huge": Estimate(0.5)}), "huge"),
         (counting(), "answered otherwise"),
         (meddling, "changed the features"),
+        (forgetful, "keeps of a request's text"),
     ],
 )
 def test_broken_predictors_are_found(predict: Callable[[Features], Estimates], told: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import isfinite
+from typing import Any
 
 from stepladder.contracts import Featurizer, Predictor
 from stepladder.features.paper import PaperFeatures
@@ -37,7 +38,7 @@ def check_predictor(
 
     It must have a version, estimate every stage of ``stages`` and no other, with means in [0, 1] and finite standard
     deviations from 0 up, for any text and any history; the same features must always give the same estimates, in
-    whatever order they come, and must not be changed.
+    whatever order they come and whatever it keeps in their memo, and must not be changed.
     """
     require(isinstance(predictor.version, str), "version must be a string")
     require(bool(predictor.version), "version must not be empty: it is written into every trace")
@@ -46,9 +47,12 @@ def check_predictor(
     first = [predictor.predict(features) for features in given]
     for features, estimates in zip(given, first, strict=True):
         _check_estimates(estimates, stages, features)
-    _check_same(first, [predictor.predict(features) for features in given], given, "asked a second time")
-    backwards = [predictor.predict(features) for features in reversed(given)]
+    _check_same(first, [predictor.predict(_anew(features)) for features in given], given, "asked a second time")
+    backwards = [predictor.predict(_anew(features)) for features in reversed(given)]
     _check_same(first, backwards[::-1], given, "asked in another order")
+    memos: dict[str, dict[Any, Any]] = {}
+    later = [predictor.predict(_anew(features, memos.setdefault(features.text, {}))) for features in given]
+    _check_same(first, later, given, "asked with what it keeps of a request's text from decision to decision")
     after = [(dict(features.values), features.text, features.attempts) for features in given]
     require(before == after, "predict() changed the features that it was given")
 
@@ -59,7 +63,13 @@ def _features(texts: Sequence[str], stages: Sequence[str], featurizer: Featurize
         failed, answered = make_attempt(stages[0], fault="timeout"), make_attempt(stages[-1])
         histories += [(failed,), (answered,), (failed, answered)]
     requests = [Request("check", prompt=text) for text in texts]
-    return [featurizer.features(request, history) for request in requests for history in histories]
+    found = [featurizer.features(request, history) for request in requests for history in histories]
+    return [Features(dict(features.values), features.text, features.attempts) for features in found]
+
+
+def _anew(features: Features, memo: dict[Any, Any] | None = None) -> Features:
+    """The same of another request, whose text nobody has read, or of one with this memo."""
+    return Features(features.values, features.text, features.attempts, {} if memo is None else memo)
 
 
 def _check_estimates(estimates: Estimates, stages: Sequence[str], features: Features) -> None:
