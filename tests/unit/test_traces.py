@@ -7,6 +7,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+import tracemalloc
 from collections.abc import Callable
 from contextlib import closing, contextmanager
 from dataclasses import fields, replace
@@ -22,6 +23,7 @@ from stepladder.traces import schema, writer
 from stepladder.traces.codec import decode, encode
 from stepladder.traces.keeping import Keeping
 from stepladder.traces.memory import MemoryTraceStore
+from stepladder.traces.packing import packed
 from stepladder.traces.sqlite import SqliteTraceStore
 from stepladder.traces.weight import weigh, without_raw
 from stepladder.types import (
@@ -430,6 +432,19 @@ def test_memory_stays_bounded_in_bytes():
     assert [each.id for each in store.read()] == ["heavy"]
     store.append(trace("light"))
     assert [each.id for each in store.read()] == ["light"]
+
+
+def test_bytes_take_no_more_room_than_they_say():
+    whole = trace("a", user="x" * 3_000)  # what is written grows by doubling, and this would end far from full
+    packed(whole)
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        kept = [packed(whole) for _ in range(100)]
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert after - before < 1.1 * sum(map(sys.getsizeof, kept)) + 10_000
 
 
 def test_memory_keeps_also_what_no_file_could():

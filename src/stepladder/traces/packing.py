@@ -12,7 +12,8 @@ from stepladder.types import Trace
 def packed(trace: Trace, veil: Veil | None = None) -> bytes:
     """Its JSON, behind the veil where there is one. Raises TypeError for what JSON cannot hold."""
     body = encode(trace) if veil is None else veiled(encode(trace), veil)
-    return orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
+    made = orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
+    return bytes(memoryview(made))  # a copy: orjson's own holds on to up to twice the room, and says nothing of it
 
 
 def unpacked(body: bytes) -> Trace:
