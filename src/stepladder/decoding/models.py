@@ -30,8 +30,8 @@ WIDEST = WIDTHS[-1] - FEW
 """Wanted tokens of a narrow pass."""
 
 SOME = 4 * WIDTHS[-1]
-"""Tokens that a row has missed, all of a prompt left aside, and reads in several narrow passes: as many of them take
-less time than one packed pass of a length that was not seen before, for which libraries load kernels."""
+"""Tokens that a row has missed, all of a prompt left aside, which it reads in narrow passes of the one width that is
+captured for that: a packed pass of a length that was not seen before has libraries load kernels."""
 
 PROBE = 8
 """Tokens by which a model of an untried family is compared with itself."""
@@ -221,9 +221,9 @@ class LanguageModel:
             if cut < len(feed.tokens)
         ]
         found: dict[int, torch.Tensor] = {}
-        missed = [part for part in begun if part[1].start and not part[1].want and len(part[1].tokens) <= SOME]
-        packed = [part for part in begun if part not in missed]
-        for parts, read in ((packed, self._packed), (missed, self._catch_up), (ended, self._narrow)):
+        missed = [part for part in (*begun, *ended) if _is_missed(part[1])]
+        packed, narrow = ([part for part in parts if not _is_missed(part[1])] for parts in (begun, ended))
+        for parts, read in ((packed, self._packed), (missed, self._catch_up), (narrow, self._narrow)):
             if parts:
                 logits = read([feed for _, feed in parts])
                 found.update(zip((index for index, _ in parts), logits, strict=True))
@@ -234,14 +234,14 @@ class LanguageModel:
         wide = WIDTHS[-1]
         for feed in feeds:
             for at in range(0, len(feed.tokens), wide):
-                self._narrow([Feed(feed.slot, feed.start + at, feed.tokens[at : at + wide], 0)])
+                self._narrow([Feed(feed.slot, feed.start + at, feed.tokens[at : at + wide], 0)], wide)
         return [torch.empty((0, self.vocab), device=self.device) for _ in feeds]
 
     @torch.inference_mode()
-    def _narrow(self, feeds: Sequence[Feed]) -> list[torch.Tensor]:
-        """One rectangle, padded to a shape that there are graphs for."""
+    def _narrow(self, feeds: Sequence[Feed], least: int = 1) -> list[torch.Tensor]:
+        """One rectangle, padded to a shape that there are graphs for, of ``least`` columns or more."""
         counts = [len(feed.tokens) for feed in feeds]
-        rows, columns = above(len(feeds), ROWS), above(max(counts), WIDTHS)
+        rows, columns = above(len(feeds), ROWS), above(max(least, *counts), WIDTHS)
         empty = [0] * (rows - len(feeds))
         numbers = [token for feed in feeds for token in (*feed.tokens, *[0] * (columns - len(feed.tokens)))]
         numbers += [*empty * columns, *(feed.slot for feed in feeds), *empty]
@@ -471,6 +471,11 @@ def _cut(feed: Feed) -> int:
         return len(feed.tokens)
     before = len(feed.tokens) - feed.want
     return before if feed.start == 0 or before > FEW else 0
+
+
+def _is_missed(feed: Feed) -> bool:
+    """True for what a row reads that was written without it, where it is not much."""
+    return bool(feed.start) and not feed.want and len(feed.tokens) <= SOME
 
 
 def _passes(feeds: Sequence[Feed], chunk: int) -> list[list[tuple[int, int, int]]]:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from stepladder.decoding.chain import NGRAM, Emitted, Run
-from stepladder.decoding.graphs import ROWS, Captured, Graphs, above, reach_for
+from stepladder.decoding.graphs import ROWS, WIDTHS, Captured, Graphs, above, reach_for
 from stepladder.decoding.laws import Point, Sampling
 from stepladder.decoding.models import Feed, LanguageModel
 from stepladder.decoding.round_graph import (
@@ -216,7 +216,9 @@ class Rounds:
     def warm(
         self, lengths: Sequence[Sequence[int]], *, kinds: Sequence[Kind] = ("greedy",), rows: int = 1, reach: int = 1
     ) -> None:
-        """Capture rounds of these lengths ahead, for texts that end within ``reach``."""
+        """Capture rounds of these lengths ahead, for texts that end within ``reach``, and what drafters catch up by."""
+        for model in self.models[:-1]:
+            model.warm(widths=WIDTHS[-1:], length=min(reach, model.context))
         for each in lengths:
             for kind in kinds:
                 shape = Shape(len(self.models), tuple(each))
