@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +35,6 @@ __all__ = [
 OPTIONS = ("params", "path", "latency_price", "usd_per_gpu_hour", "cost_unit", "prefer_forecast")
 UNITS: tuple[CostUnit, ...] = ("relative", "gpu_s", "usd")
 SECONDS_PER_HOUR = 3600
-
-KEPT = 4096
-"""Costs that are kept by stage and tokens: timings do not change, and every decision on a request asks the same."""
 
 
 class MeasuredCosts:
@@ -77,7 +73,6 @@ class MeasuredCosts:
         self._timings = _timings(stages, params, path)
         self._forecast = forecast
         self._prefer_forecast = prefer_forecast
-        self._by_timing = lru_cache(KEPT)(self._timed)
         self._latency_price = price(latency_price, "costs.latency_price")
         self._per_device_s = _per_device_s(stages, self._timings, cost_unit, usd_per_gpu_hour)
         self.version = settings_version(
@@ -94,12 +89,9 @@ class MeasuredCosts:
         prompt, output = expected_tokens(request, timing.output_tokens, timing.chars_per_token)
         found = self._forecast(stage, prompt, output, draft) if self._prefer_forecast else None
         if found is None:
-            return self._by_timing(stage.name, stage.gpus, prompt, output)
+            seconds = timing.seconds(prompt, output)
+            return self._paid(seconds, seconds * stage.gpus)
         return self._paid(found.seconds, found.device_s)
-
-    def _timed(self, stage: str, gpus: float, prompt: int, output: int) -> Cost:
-        seconds = self._timings[stage].seconds(prompt, output)
-        return self._paid(seconds, seconds * gpus)
 
     def _paid(self, seconds: float, device_s: float) -> Cost:
         return Cost(device_s * self._per_device_s, seconds, self._latency_price * seconds)
