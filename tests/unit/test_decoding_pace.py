@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from decoding_simulator import Text, World, flat, linear, steady, stepped
 from stepladder.decoding.acceptance import NGRAM
 from stepladder.decoding.controller import Planner
-from stepladder.decoding.pace import CURVE, Answers, Rounds
+from stepladder.decoding.pace import CURVE, Answers, Host, Rounds
 from stepladder.decoding.planner_settings import PlannerSettings
 
 reaches = st.lists(st.floats(0.0, 1.0), max_size=6).map(lambda found: [1.0, *sorted(found, reverse=True)])
@@ -108,6 +108,45 @@ def test_short_answers_and_long_ones_are_counted_by_their_like(told_of: bool) ->
             sums[size][1] += count
     errors = [abs(told / took - 1.0) for told, took in sums.values()]
     assert max(errors) < 0.08 if told_of else max(errors) > 0.15
+
+
+# ── time beside passes ───────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("chain", [(1,), (0, 1)])
+def test_what_is_done_once_is_no_pace(chain: tuple[int, ...]) -> None:
+    host = Host()
+    for seconds in (9.0, 1.2, 1.2, 1.2, 1.2, 1.2):
+        host.rounded(chain, seconds, 1.0, 1.0)
+    assert host.usual(chain, 1.0, 1.0) == pytest.approx(1.2, rel=0.01)
+
+
+def test_what_lasts_is_the_pace() -> None:
+    host = Host()
+    assert host.usual((0, 1), 1.0, 1.0) == float("inf")
+    assert host.factor((0, 1)) == 1.0
+    for seconds in [1.0] * 31 + [2.0] * 24:
+        host.rounded((0, 1), seconds, 1.0, 1.0)
+    assert host.factor((0, 1)) == pytest.approx(2.0, rel=0.01)
+
+
+def test_time_beside_passes_and_beside_rounds_are_told_apart() -> None:
+    host = Host()
+    for _ in range(10):
+        host.rounded((1,), 1.5, 1.0, 1.0)  # .5 beside a round of one pass
+        host.rounded((0, 1), 1.0 + 4 * 0.1 + 0.5 + 4 * 0.05, 1.4, 5.0)  # .05 beside each pass more
+    assert host.overhead() == pytest.approx(0.05)
+    assert host.beside() == pytest.approx(0.45)
+    assert host.factor((0, 1)) == pytest.approx(1.0)
+
+
+def test_rounds_that_rows_share_are_counted_by_their_share() -> None:
+    host = Host()
+    for _ in range(10):
+        host.rounded((1,), 0.5 * 1.5, 0.5, 0.5, 0.5)
+        host.rounded((0, 1), 0.5 * 2.1, 0.7, 2.5, 0.5)
+    assert host.overhead() == pytest.approx(0.05)
+    assert host.usual((0, 1), 0.7, 2.5, 0.5) == pytest.approx(0.5 * 2.1)
 
 
 # ── forecasts of whole answers ───────────────────────────────────────────────

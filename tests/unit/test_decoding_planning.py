@@ -23,7 +23,7 @@ from decoding_simulator import (
 )
 from stepladder.decoding.acceptance import EDGES, NGRAM, Chances
 from stepladder.decoding.controller import Planner
-from stepladder.decoding.course import CREDIT, Round
+from stepladder.decoding.course import CREDIT, Round, Trial
 from stepladder.decoding.planner_settings import PlannerSettings
 from stepladder.decoding.planning import Ground, Law, Plan, all_plans, best_plan, fitted, plain_plan, priced
 from stepladder.decoding.stopping import Fixed, Marginal, Never, thresholds
@@ -415,6 +415,68 @@ def test_trials_keep_to_their_budget() -> None:
         beyond = sum(seconds - tokens for seconds, tokens in zip(run.clean, run.tokens, strict=True))
         assert 0.0 < beyond <= 0.02 * sum(run.clean)
         assert 0.02 * sum(run.clean) > CREDIT * 0.5, "long enough for the bound to say something"
+
+
+def test_drafts_of_a_trial_grow_while_they_are_kept_and_are_short_again_once_none_is() -> None:
+    plans = [Plan((0, 1), (length,), probe=True) for length in (1, 2, 4)]
+    trial = Trial([(plan, 1.0 + plan.lengths[0]) for plan in plans], 8, 100)
+    seen = []
+    for tokens in (2, 3, 5, 5, 3, 1, 2, 2):
+        seen.append(trial.plan.lengths[0])
+        assert trial.cost == 1.0 + seen[-1]
+        trial.went(tokens)
+    assert seen == [1, 2, 4, 4, 4, 4, 1, 2]
+    assert trial.left == 0
+
+
+def test_what_trials_take_is_in_the_forecast() -> None:
+    """Hopeless drafters: a trial now and then, and nothing else, makes answers dearer than their tokens."""
+    world = DRAGS["α 0, three"][0](1)
+    planner = Planner(3, without_ngrams(probe_share=0.1), sizes=(1, 10, 50))
+    run = run_planned(world, planner, 1500)
+    dearer = sum(run.clean) / sum(run.tokens)
+    assert dearer > 1.005
+    told = ((planner.forecast(2, 0, 200) or 0.0) - (planner.forecast(2, 0, 100) or 0.0)) / 100
+    assert told > 1.0
+    assert told == pytest.approx(dearer, abs=0.5 * (dearer - 1.0) + 0.002)
+
+
+def test_where_beginning_is_dear_a_burst_waits_until_all_of_it_can_be_paid() -> None:
+    """Each beginning takes as long as 8 tokens; drafts themselves cost a tenth."""
+    world = World(steady((0, 1, 0.8)), linear(0.01, 0.1, 1.0), seed=1)
+    planner = Planner(2, without_ngrams(), sizes=(0.1, 1))
+    text, probes, spent = Text(world, planner), list[int](), 0.0
+    for turn in range(1500):
+        plan = planner.plan(1)
+        if plan.probe and not plan.plain:
+            probes.append(turn)
+        begins = not plan.plain and turn - 1 not in probes and plan.probe
+        tokens = text.round(plan, plan.asks, planner.stopping(plan))
+        took = text.took(tokens)
+        spent += took.seconds
+        planner.observe_round(plan, replace(took, seconds=took.seconds + 8.0 * begins))
+        if not plan.plain and not plan.probe:
+            break
+    assert not planner.plan(1).plain, "it was taken up"
+    gaps = sum(after - before > 1 for before, after in pairwise(probes))
+    assert gaps <= 2, "bursts are not broken off to begin anew"
+
+
+def test_lengths_follow_an_answer_only_where_drafts_do_not_end_by_confidence() -> None:
+    make, sizes = CASES["α .8"]
+    for stopping, follows in (("fixed", True), ("marginal", False)):
+        planner = Planner(2, without_ngrams(stopping=stopping), sizes=sizes)
+        run_planned(make(1), planner, 200)
+        easy, hard = planner.own(), planner.own()
+        for _ in range(20):
+            easy.observe(0, 1, 4, 4)
+            hard.observe(0, 1, 4, 0)
+        long, short = (planner.plan(1, own=own, remaining=100) for own in (easy, hard))
+        assert long.own == follows
+        assert short.plain == follows
+        assert not follows or long.lengths[0] > 6
+        dear = planner.plan(1, own=easy, unread={0: 9000}, remaining=3)
+        assert dear.plain
 
 
 # ── what was set ─────────────────────────────────────────────────────────────

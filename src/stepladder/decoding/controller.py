@@ -23,7 +23,6 @@ from stepladder.decoding.acceptance import NGRAM, Acceptance
 from stepladder.decoding.beliefs import CHUNK, Beliefs
 from stepladder.decoding.course import EVERY, Course, Round, Trial
 from stepladder.decoding.kinds import Own
-from stepladder.decoding.pace import Rounds
 from stepladder.decoding.planner_settings import PlannerSettings
 from stepladder.decoding.planning import (
     Ground,
@@ -162,6 +161,8 @@ class Planner:
         if self.settings.mode == "off":
             return Plan((top,))
         course = self._course(top, greedy, batch)
+        if self.settings.stopping != "fixed":
+            own = None
         if own is not None and own.is_new:
             own.is_new = False
             course.begin()
@@ -188,7 +189,7 @@ class Planner:
         A token is drafted to learn where what an answer of a better kind would gain is worth it.
         """
         ground, chain = course.ground, plan.chain
-        if len(chain) != 2 or chain[0] == NGRAM or ground is None or self.settings.stopping != "fixed":
+        if len(chain) != 2 or chain[0] == NGRAM or ground is None:
             return plan if self._pays(course, plan, unread, remaining) else self._plain(course)
         reach = own.reach(*chain, ground.longest)
         fitted = course.fitted(*chain, ground, reach)
@@ -250,9 +251,10 @@ class Planner:
     ) -> float | None:
         """Expected seconds of an answer of ``output_tokens``, by the plan in force; None before the top was timed.
 
-        Rounds until the answer is whole (``pace.Rounds.of_answer``), each at what the chain's rounds take, and what
-        the first passes of all its stages take more for reading the prompt. A lower answer handed over as a draft is
-        read with the prompt in a round of its own, and ``kept_share`` of it is not written again.
+        Rounds until the answer is whole (``pace.Rounds.of_answer``), each at what the chain's rounds take and with what
+        trials have been adding, and what the first passes of all its stages take more for reading the prompt. A lower
+        answer handed over as a draft is read with the prompt in a round of its own, and ``kept_share`` of it is not
+        written again.
         """
         course = self._course(top, greedy, batch)
         self._see_to(course)
@@ -267,7 +269,7 @@ class Planner:
             spent = self._beliefs.beyond(top, prompt_tokens, drafted, batch)
         if left > 0.0:
             spent += sum(self._beliefs.beyond(each, read, 0, batch) for each in plan.chain[:-1] if each != NGRAM)
-            spent += self._rounds_seconds(course, plan, ground, left)
+            spent += course.with_trials(self._rounds_seconds(course, plan, ground, left))
         return spent
 
     def _rounds_seconds(self, course: Course, plan: Plan, ground: Ground, tokens: float) -> float:
@@ -278,7 +280,7 @@ class Planner:
         taken = plan.seconds_per_token * sum(ground.reach(pair)[: plan.lengths[-1] + 1])
         # Only n-grams come short of what they are asked for within an answer; at its end all do, and that is counted.
         law = ground.laws[pair] if pair[0] == NGRAM else Law(ground.laws[pair].rates)
-        rounds = course.rounds_of.get(plan.chain) or Rounds()
+        rounds = course.rounds_for(plan.chain)
         return rounds.seconds(taken) * rounds.of_answer(tokens, law.reach()[: plan.lengths[-1] + 1])
 
     def kept_share(self) -> float:

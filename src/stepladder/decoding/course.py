@@ -131,6 +131,8 @@ class Course:
     rival_looks: int = 0
     speeds: dict[tuple[int, ...], Speed] = field(default_factory=dict)
     rounds_of: dict[tuple[int, ...], Rounds] = field(default_factory=dict)
+    trials: Speed = field(default_factory=Speed)
+    """Seconds that trials took beyond their tokens' time, beside those of the rounds that were none."""
     vain: int = 0
     quiet_until: int = 0
     pauses: dict[tuple[int, ...], tuple[int, int]] = field(default_factory=dict)
@@ -190,6 +192,15 @@ class Course:
         speed = self.speeds.get(chain)
         return speed.factor(SPEED_PRIOR) if speed else 1.0
 
+    def with_trials(self, seconds: float) -> float:
+        """Seconds of rounds, and of the trials that come between them."""
+        spent = self.trials.foreseen
+        return seconds * (1.0 + max(0.0, self.trials.measured) / spent) if spent > 0.0 else seconds
+
+    def rounds_for(self, chain: tuple[int, ...]) -> Rounds:
+        """What is known of a chain's rounds."""
+        return self.rounds_of.setdefault(chain, Rounds())
+
     def fitted(self, drafter: int, top: int, ground: Ground, reach: Sequence[float]) -> Plan:
         """The plan of a drafter for one answer, whose drafts are kept as ``reach`` says; plain where that is better.
 
@@ -224,7 +235,7 @@ class Course:
             self.plain_at = self.tokens
         pace = max(0.0, seconds - took.reading - prompt)
         if not plan.probe:
-            rounds = self.rounds_of.setdefault(plan.chain, Rounds())
+            rounds = self.rounds_for(plan.chain)
             rounds.observe(tokens, pace, ended=took.ended)
             if took.answer[1]:
                 rounds.answered(*took.answer)
@@ -234,6 +245,7 @@ class Course:
         if plan.probe:
             self._charge(plan, tokens, max(0.0, seconds - prompt))
             return
+        self.trials.observe(0.0, pace)
         if self.trial is not None:
             self.trial.begun = False  # its drafters have to read what this round wrote
         if not plan.plain:
@@ -265,6 +277,7 @@ class Course:
         pace = self.running.seconds_per_token
         if pace < inf:
             self.credit -= seconds - tokens * pace
+            self.trials.observe(seconds - tokens * pace, 0.0)
         if mine is None:
             return
         mine.went(tokens)
