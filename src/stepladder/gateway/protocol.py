@@ -18,6 +18,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from stepladder.gateway.faults import BAD_REQUEST, error_body
 from stepladder.gateway.leaving import LEAVING, Leaving
+from stepladder.gateway.sending import Sending
 from stepladder.gateway.wire import dumps
 
 log = logging.getLogger("stepladder.gateway")
@@ -178,6 +179,10 @@ class GuardedProtocol(HttpToolsProtocol):
         """Nothing is missing."""
         super().on_message_complete()
         self._missing, self._quiet = None, 0
+
+    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        cycle.send = Sending(cycle)  # which uvicorn hands to the application
+        super()._start_asgi_task(cycle, app)
 
     def _head_size(self) -> int:
         return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)

@@ -29,6 +29,9 @@ _EVENTS = (
 )
 
 
+DONE = b"data: [DONE]\n\n"
+
+
 class Sendable(Protocol):
     """Anything that can be sent as the reply to one HTTP request."""
 
@@ -85,13 +88,16 @@ class EventStream:
         async with aclosing(self.events), aclosing(self.frames):
             await send({"type": "http.response.start", "status": 200, "headers": [*_EVENTS, *self.headers]})
             patience.end()
+            more = True
             async for frame in self.frames:
+                more = not frame.endswith(DONE)  # what ends with it is the last
                 patience.begin()
-                await send({"type": "http.response.body", "body": frame, "more_body": True})
+                await send({"type": "http.response.body", "body": frame, "more_body": more})
                 patience.end()
-        patience.begin()
-        await send({"type": "http.response.body", "body": b""})
-        patience.end()
+        if more:
+            patience.begin()
+            await send({"type": "http.response.body", "body": b""})
+            patience.end()
 
 
 def json_reply(value: Any, headers: Headers = (), status: int = 200) -> Reply:

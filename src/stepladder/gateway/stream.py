@@ -17,13 +17,11 @@ import orjson
 
 from stepladder.errors import AnswerError
 from stepladder.gateway.faults import answer_error_body, error_body, error_reply
+from stepladder.gateway.replies import DONE
 from stepladder.gateway.report import summary
 from stepladder.gateway.wire import completion_id, dumps, upstream_body, usage_body
 from stepladder.held import is_preamble
 from stepladder.types import Answer, Attempt, Call, Decided, Delta, Endpoint, Request, RouterEvent, Step, Stop
-
-DONE = b"data: [DONE]\n\n"
-
 
 # ── before the first byte ────────────────────────────────────────────────────
 
