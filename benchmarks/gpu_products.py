@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gpu_shapes import SHAPES, bandwidth, random_network, seconds_of
 from stepladder.decoding import kernels
+from stepladder.decoding.bench.shapes import SHAPES, bandwidth, random_network, seconds_of
 from stepladder.decoding.graphs import reach_for
 from stepladder.decoding.kernels import Kernels, Layout
 from stepladder.decoding.models import LanguageModel

@@ -28,6 +28,7 @@ VERBS: Mapping[str, str] = {
     "train": "fit a predictor of quality to an outcomes table",
     "evaluate": "judge a predictor and its policies on outcomes that it has not seen",
     "calibrate": "set the λ that serving starts from, for a cost, a quality or a floor",
+    "bench": "measure ways to decode against each other on this machine",
     "reproduce": "run the paper's whole experiment on a real ladder, and print its tables beside what is measured",
 }
 

@@ -8,6 +8,7 @@ captured when its shape is first needed, or by ``LanguageModel.warm``.
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -49,7 +50,9 @@ def _unwaiting() -> Iterator[None]:
     In every thread of the process: nothing else may use the device meanwhile.
     """
     before = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode("error")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that this mode does not see everything that waits
+        torch.cuda.set_sync_debug_mode("error")
     try:
         yield
     finally:

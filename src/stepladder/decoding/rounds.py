@@ -213,6 +213,11 @@ class Rounds:
         self._captured(shape, turns[0].sampling.kind, *self._size(turns, shape))
         return len(self._graphs) > before
 
+    def seconds(self, turns: Sequence[Turn], lengths: Sequence[int] = ()) -> float | None:
+        """Median seconds of such a round on the device alone, run as it was last; None where it is not captured."""
+        shape = self._shape(turns, lengths)
+        return self._captured(shape, turns[0].sampling.kind, *self._size(turns, shape)).seconds(20)
+
     def warm(
         self, lengths: Sequence[Sequence[int]], *, kinds: Sequence[Kind] = ("greedy",), rows: int = 1, reach: int = 1
     ) -> None:
