@@ -334,7 +334,8 @@ class Planner:
         if course.trial is not None and course.tokens > course.trial.until:
             course.pause(course.trial.plan.chain)
             course.trial = None
-        if course.trial is None and course.tokens >= course.quiet_until and course.credit > 0.0:
+        # Where a chain is about to be taken up, others can wait for one look.
+        if course.trial is None and course.rival_looks != 1 and course.open_to_trials:
             course.trial = self._trial(course)
 
     def _forced(self, course: Course, ground: Ground) -> Plan:

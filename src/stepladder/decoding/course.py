@@ -61,6 +61,7 @@ class Trial:
     tokens after which it is given up as too dear. ``start``: seconds that the next round is expected to take more,
     drafters having to read what they missed; ``need``: seconds that the budget must have for it; ``advance``: seconds
     that the beginning took beyond what was foreseen. They are spent, so that the rounds behind it are judged without.
+    ``goes_on``: a trial that turned out well; it was not in vain whatever comes of it.
     """
 
     steps: Sequence[tuple[Plan, float]]
@@ -71,6 +72,7 @@ class Trial:
     need: float = 0.0
     advance: float = 0.0
     begun: bool = False
+    goes_on: bool = False
 
     @property
     def plan(self) -> Plan:
@@ -81,6 +83,11 @@ class Trial:
     def cost(self) -> float:
         """Seconds of the next round where nothing is kept."""
         return self.steps[self.at][1]
+
+    @property
+    def is_untouched(self) -> bool:
+        """True before its first round."""
+        return not self.begun and self.at == 0 and not self.goes_on and self.advance == 0.0
 
     def went(self, tokens: int) -> None:
         """A round wrote so many tokens."""
@@ -129,6 +136,7 @@ class Course:
     credit: float = 0.0
     rival: tuple[int, ...] = ()
     rival_looks: int = 0
+    just_tried: tuple[int, ...] = ()
     speeds: dict[tuple[int, ...], Speed] = field(default_factory=dict)
     rounds_of: dict[tuple[int, ...], Rounds] = field(default_factory=dict)
     trials: Speed = field(default_factory=Speed)
@@ -157,10 +165,15 @@ class Course:
         self.look_at, self.looked_at = self.rounds + self.interval, self.rounds
         self.rule = None
 
+    @property
+    def open_to_trials(self) -> bool:
+        """True where the budget has something left and trials do not rest."""
+        return self.tokens >= self.quiet_until and self.credit > 0.0
+
     def open_to(self, chain: tuple[int, ...]) -> bool:
-        """True where a chain may be tried: it does not run and does not rest."""
+        """True where a chain may be tried: it does not run, is not about to, and does not rest."""
         until = max(self.pauses.get(chain, (0, 0))[0], self.bans.get(chain, (0, 0))[0])
-        return chain != self.running.chain and until <= self.tokens
+        return chain not in (self.running.chain, self.rival) and until <= self.tokens
 
     def since(self, chain: tuple[int, ...]) -> int:
         """Tokens since a chain was last tried in vain; as if long ago where it never was."""
@@ -282,8 +295,9 @@ class Course:
             return
         mine.went(tokens)
         if mine.left <= 0:
-            if not plan.plain:
+            if not plan.plain and not mine.goes_on:
                 self.rest(plan.chain)
+                self.just_tried = plan.chain
             self.trial = None
             self.interval, self.look_at = EVERY, self.rounds
 
@@ -322,20 +336,23 @@ class Course:
         else:
             self.rival_looks = self.rival_looks + 1 if best.chain == self.rival else 1
             self.rival = best.chain
+            if self.trial is not None and self.trial.plan.chain == best.chain and self.trial.is_untouched:
+                self.trial = None  # its worth has shown without one, as that of n-grams does
             if self._is_due(best, gain > margin, best.chain in mixed, doubted):
                 self._switch(best)
-            elif self.trial is None and not best.plain:
-                self.trial = self._on_probation(best, ground)
+            elif self.trial is None and best.chain == self.just_tried:
+                self.trial = self._gone_on(best, ground)
+        self.just_tried = ()
         self.foreseen = {
             self.running.chain: self.running.seconds_per_token / self._rest(self.running.chain),
             (self.top,): plain_plan(self.top, ground).seconds_per_token,
         }
 
-    def _on_probation(self, rival: Plan, ground: Ground) -> Trial:
-        """Until the next look it runs as a trial does: what it gains pays for it."""
+    def _gone_on(self, rival: Plan, ground: Ground) -> Trial:
+        """A trial that turned out well runs until the next look: what it gains pays for it."""
         law = {pair: Law([0.0] * ground.longest, law.offers) for pair, law in ground.laws.items()}
         cost = priced(rival.chain, rival.lengths, replace(ground, laws=law, reaches={})).seconds_per_token
-        return Trial([(replace(rival, probe=True), cost)], EVERY, self.tokens + LONG_AGO)
+        return Trial([(replace(rival, probe=True), cost)], EVERY, self.tokens + LONG_AGO, goes_on=True)
 
     def _free(self, plans: Mapping[tuple[int, ...], Plan]) -> list[Plan]:
         """Those that are under no ban."""
