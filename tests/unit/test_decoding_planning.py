@@ -22,7 +22,7 @@ from decoding_simulator import (
     stepped,
 )
 from stepladder.decoding.acceptance import EDGES, NGRAM, Chances
-from stepladder.decoding.controller import Planner
+from stepladder.decoding.controller import BURST, Planner
 from stepladder.decoding.course import CREDIT, Round, Trial
 from stepladder.decoding.planner_settings import PlannerSettings
 from stepladder.decoding.planning import Ground, Law, Plan, all_plans, best_plan, fitted, plain_plan, priced
@@ -427,6 +427,16 @@ def test_drafts_of_a_trial_grow_while_they_are_kept_and_are_short_again_once_non
         trial.went(tokens)
     assert seen == [1, 2, 4, 4, 4, 4, 1, 2]
     assert trial.left == 0
+
+
+def test_a_trial_that_turned_out_well_goes_on_until_its_chain_is_taken_up() -> None:
+    make, sizes = CASES["α .8"]
+    run = run_planned(make(1), Planner(2, without_ngrams(), sizes=sizes), 200)
+    taken_up = next(at for at, plan in enumerate(run.plans) if not plan.plain and not plan.probe)
+    first = next(at for at, plan in enumerate(run.plans) if plan.probe)
+    plainly = sum(plan.plain for plan in run.plans[first:taken_up])
+    assert taken_up - first >= BURST
+    assert plainly <= 2, "no round is decoded plainly between the burst and the next look"
 
 
 def test_what_trials_take_is_in_the_forecast() -> None:
