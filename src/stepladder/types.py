@@ -1,4 +1,4 @@
-"""The words of Stepladder: every value that passes between parts. Frozen, standard library only.
+"""The words of Stepladder: every value that passes between parts. Frozen (but for ``Delta``), standard library only.
 
 Units: seconds for time, tokens for text, the ladder's ``cost_unit`` for money, quality in [0, 1].
 """
@@ -349,9 +349,9 @@ class Attempt:
         return self.fault is None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # unfrozen: one is made for every token, and freezing takes four times as long as the rest of it
 class Delta:
-    """A piece of an attempt on its way: its text, and the wire chunk it came in where there was one.
+    """A piece of an attempt on its way: its text, and the wire chunk it came in where there was one. Not to be changed.
 
     ``data`` are the chunk's bytes where they say just what ``raw`` says, so that it need not be written anew;
     ``logprobs`` the natural-log probabilities of its tokens where they are told. ``more`` says that the next piece is

@@ -239,7 +239,8 @@ def together(deltas: list[Delta]) -> list[Delta]:
         found.append(delta)
     if run:
         found.append(_joined(run))
-    found[:-1] = [Delta(d.text, d.raw, d.data, d.logprobs, more=True, parts=d.parts) for d in found[:-1]]
+    for delta in found[:-1]:
+        delta.more = True  # nobody has seen it yet
     return found
 
 
