@@ -66,7 +66,7 @@ async def greedy_answers_are_plain_ones(ladder: Ladder, way: str) -> None:
 
 async def drawn_answers_hang_on_their_seed_alone(ladder: Ladder, way: str) -> None:
     """Not on who is beside; and seeds make a difference."""
-    params = {"temperature": 1.0, "top_p": 0.95, "max_tokens": 30}
+    params = {"temperature": 2.5, "top_k": 40, "max_tokens": 30}
     requests = [ask(text, seed=place % 2, **params) for place, text in enumerate(TEXTS[:3] * 2)]
     stages = ladder({}, **WAYS[way])
     beside, alone = [await told(stages, *requests, at_once=count) for count in (6, 1)]

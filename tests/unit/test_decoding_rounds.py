@@ -525,6 +525,7 @@ def test_drafts_behind_an_end_say_nothing():
 
 
 def test_chains_that_rounds_cannot_run_are_told_of(caplog):
+    caplog.set_level("INFO")
     runner = AllRounds(models(narrow=True), timer=lambda: 0.0)
     assert runner.why_not((2,)) == "cpu has no CUDA graphs"
     assert runner.why_not((NGRAM, 0, 2)) == "rounds have 3 models at most, and one below looked-up drafts"

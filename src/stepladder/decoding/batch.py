@@ -202,7 +202,7 @@ class Batch:
         tokens, want = answer.tokens[start : job.ask.end], job.ask.want
         if len(tokens) > max(self._chunk, want):
             tokens, want = tokens[: min(self._chunk, len(tokens) - want)], 0
-        return Feed(answer.slots[stage], start, tokens, want)
+        return Feed(answer.slots[stage], start, tokens, want, job.ask.rough)
 
     def _advance(self, job: Job, found: Any) -> None:
         """Send an answer what it asked for: logits, or what a round wrote; None at its beginning."""

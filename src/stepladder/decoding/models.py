@@ -29,9 +29,13 @@ FEW = 8
 WIDEST = WIDTHS[-1] - FEW
 """Wanted tokens of a narrow pass."""
 
-SOME = 4 * WIDTHS[-1]
+SOME, MANY = 4 * WIDTHS[-1], 16 * WIDTHS[-1]
 """Tokens that a row has missed, all of a prompt left aside, which it reads in narrow passes of the one width that is
-captured for that: a packed pass of a length that was not seen before has libraries load kernels."""
+captured for that: a packed pass takes a small model as long as a dozen of them, and one of a length that was not seen
+before has libraries load kernels. The second number is for what is read roughly, a prompt included."""
+
+USUAL = 256
+"""Positions that usually stand before a pass that is timed."""
 
 PROBE = 8
 """Tokens by which a model of an untried family is compared with itself."""
@@ -41,13 +45,15 @@ PROBE = 8
 class Feed:
     """Write ``tokens`` at positions ``start``.. of cache row ``slot``; what stood at or after ``start`` is forgotten.
 
-    ``want`` logits are asked for, those after each of the last ``want`` tokens; 0 asks for none.
+    ``want`` logits are asked for, those after each of the last ``want`` tokens; 0 asks for none. ``rough``: nothing
+    hangs on the last bits of what is read so, as of a drafter's, and it may be read in the quickest way.
     """
 
     slot: int
     start: int
     tokens: Sequence[int]
     want: int
+    rough: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,16 +201,19 @@ class LanguageModel:
                 for width in widths:
                     self._rectangle(count, width, reach_for(length, self.context))
 
-    def narrow_seconds(self, width: int, slot: int) -> float | None:
-        """Seconds that a narrow pass over the beginning of an open row takes the device, without the host; it is run.
+    def narrow_seconds(self, width: int, slot: int, start: int = USUAL) -> float | None:
+        """Seconds that a narrow pass behind ``start`` positions of an open row takes the device, without the host.
 
-        None where such a pass is not captured.
+        It is run, and overwrites what stands there. None where such a pass is not captured.
         """
         if self._graphs is None or width > WIDTHS[-1]:
             return None
         columns = above(width, WIDTHS)
-        rectangle = self._rectangle(1, columns, reach_for(columns, self.context))
-        rectangle.fill(0, [*[0] * columns, slot, 0, width])
+        start = min(start, self.context - columns)
+        if start < 0:
+            return None
+        rectangle = self._rectangle(1, columns, reach_for(start + columns, self.context))
+        rectangle.fill(0, [*[0] * columns, slot, start, width])
         return rectangle.seconds()
 
     def _split(self, feeds: Sequence[Feed]) -> list[torch.Tensor]:
@@ -475,7 +484,8 @@ def _cut(feed: Feed) -> int:
 
 def _is_missed(feed: Feed) -> bool:
     """True for what a row reads that was written without it, where it is not much."""
-    return bool(feed.start) and not feed.want and len(feed.tokens) <= SOME
+    few = len(feed.tokens) <= (MANY if feed.rough else SOME)
+    return few and not feed.want and (feed.rough or feed.start > 0)
 
 
 def _passes(feeds: Sequence[Feed], chunk: int) -> list[list[tuple[int, int, int]]]:

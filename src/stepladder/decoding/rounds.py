@@ -270,7 +270,8 @@ class Rounds:
         """Have a model read an answer's tokens up to a position."""
         begin = answer.read[stage]
         if begin < end:
-            model.forward([Feed(answer.slots[stage], begin, answer.tokens[begin:end], 0)])
+            rough = model is not self.target
+            model.forward([Feed(answer.slots[stage], begin, answer.tokens[begin:end], 0, rough)])
             answer.read[stage] = end
             self.waits += 1
 
@@ -429,7 +430,7 @@ class DeviceRound:
         answer = run.answer
         chain, lengths, given = self._shaped(answer, most)
         for stage in missing(answer, chain):
-            yield Ask(stage, answer, 0, behind=1)
+            yield Ask(stage, answer, 0, behind=1, rough=stage != chain[-1])
         before = len(answer.tokens)
         wrote: Wrote = yield RoundAsk(chain, lengths, answer, run.sampling, self._chance, given)
         tokens = _up_to_an_end(wrote.tokens, run.ends)

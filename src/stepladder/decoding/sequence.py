@@ -43,12 +43,14 @@ class Ask:
     """A stage is to read the sequence to its end and tell the logits after each of its last ``want`` tokens.
 
     The answer is a tensor of shape (want, vocabulary). ``behind``: so many of the last tokens are left unread.
+    ``rough``: as in ``models.Feed``.
     """
 
     stage: int
     sequence: Sequence
     want: int
     behind: int = 0
+    rough: bool = False
 
     @property
     def start(self) -> int:

@@ -83,6 +83,14 @@ class Bench:
     sampling: Sampling
     times: StepTimes
     made: dict[tuple[int, ...], Rounds] = field(default_factory=dict)
+    _known: dict[tuple[Shape, tuple[int, ...]], tuple[float, list[tuple[int, int, int]]]] = field(default_factory=dict)
+
+    def passes(self, shape: Shape, chain: tuple[int, ...]) -> tuple[float, list[tuple[int, int, int]]]:
+        """Seconds of a round's passes, and those passes; computed once, since it is asked for within what is timed."""
+        found = self._known.get((shape, chain))
+        if found is None:
+            found = self._known[shape, chain] = (seconds_of_round(shape, chain, self.times), shape.passes(chain))
+        return found
 
     @property
     def top(self) -> int:
@@ -110,6 +118,8 @@ class Bench:
                 for _ in range(16):
                     wrote = rounds.round([Turn(answer, self.sampling, chance)], (length,))[0]
                     counts.verified(pair, length, wrote.accepted)
+                    if not self.family.ends.isdisjoint(wrote.tokens):
+                        break
                 rounds.close(answer)
         return {pair: pooled(counts, pair) for pair in counts.judged}
 
@@ -227,14 +237,12 @@ def _one_round(  # noqa: PLR0917 - what a round of an answer takes
     waits, began = rounds.waits, time.perf_counter()
     wrote = rounds.round([Turn(text, bench.sampling, chance, given)], lengths)[0]
     seconds = time.perf_counter() - began
-    shape = Shape(len(chain), lengths, len(given))
-    passes = shape.passes(chain)
+    foreseen, passes = bench.passes(Shape(len(chain), lengths, len(given)), chain)
     if rounds.waits - waits > 1:  # told, or the planner would think that catching up costs nothing
         counts.caught_up_s += rounds.caught_up_s
         late = {stage: count for stage, count in missed.items() if count > 1}
         for stage, count in late.items():
             bench.times.observe(stage, count, 1, rounds.caught_up_s / len(late))
-    foreseen = seconds_of_round(shape, chain, bench.times)
     way.heard(wrote, seconds, rounds.caught_up_s, (foreseen, float(sum(many for _, _, many in passes))))
     counts.rounds, counts.waits = counts.rounds + 1, counts.waits + rounds.waits - waits
     counts.foreseen_s += foreseen
