@@ -118,6 +118,30 @@ def test_warming_makes_the_shapes_that_are_asked_for():
     assert len(model._graphs) == 4
 
 
+@pytest.mark.parametrize(
+    ("start", "count", "rough", "packs"),
+    [(0, 30, True, 0), (0, 30, False, 1), (5, 30, False, 0), (5, 101, False, 1), (5, 101, True, 0), (0, 401, True, 1)],
+)
+def test_what_was_missed_is_read_in_narrow_passes_of_one_width(start, count, rough, packs):
+    """What the cache then holds is what a packed pass leaves."""
+    network, text, keys = tiny_network(context=512), [each % 64 for each in range(start + count)], []
+    for told in (rough, None):
+        model, packed = narrow(network, slots=1), []
+        read = model._packed
+        model._packed = lambda feeds, read=read, told=packed: told.append(feeds) or read(feeds)
+        slot = model.open()
+        if start:
+            read([Feed(slot, 0, text[:start], 0)])
+        if told is None:
+            read([Feed(slot, start, text[start:], 0)])
+        else:
+            model.forward([Feed(slot, start, text[start:], 0, rough)])
+            assert len(packed) == packs
+            assert packs or [key[:2] for key in model._graphs._made] == [(1, WIDTHS[-1])]
+        keys.append(model.cache.layers[-1].keys[slot, :, : len(text)])
+    torch.testing.assert_close(*keys, rtol=1e-9, atol=1e-9)
+
+
 @given(st.integers(1, 40))
 def test_shapes_are_rounded_up_to_the_next_and_no_further(number):
     for steps in (ROWS, WIDTHS):

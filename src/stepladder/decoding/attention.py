@@ -14,9 +14,11 @@ axis, so that keys and values are neither repeated nor copied.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple, Protocol
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from stepladder.errors import EngineError
@@ -68,10 +70,18 @@ class Packed:
 
     def attend(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scale: float) -> torch.Tensor:
         """As in ``Layout``; batch is 1."""
-        _, heads, columns, width = query.shape
-        shared, value_width = keys.shape[1], values.shape[3]
-        group = heads // shared
+        _, heads, columns, _ = query.shape
+        value_width = values.shape[3]
         result = query.new_empty((1, columns, heads, value_width))
+        with _without_plans(query):
+            self._attend_spans(query, keys, values, scale, result)
+        return result
+
+    def _attend_spans(
+        self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scale: float, result: torch.Tensor
+    ) -> None:
+        heads, width, (_, shared, _, value_width) = query.shape[1], query.shape[3], values.shape
+        group = heads // shared
         for span in self.spans:
             slot, _, end, first, last = span
             count = last - first
@@ -84,7 +94,6 @@ class Packed:
                 scale=scale,
             )
             result[0, first:last] = found.reshape(heads, count, value_width).transpose(0, 1)
-        return result
 
     def _mask(self, span: Span, group: int, query: torch.Tensor) -> torch.Tensor | None:
         """(group · width, end), added to scores; None for one column, which may look at all. Made once a pass."""
@@ -96,6 +105,13 @@ class Packed:
             hidden = torch.full((count, span.end), -torch.inf, dtype=query.dtype, device=query.device)
             self._masks[key] = hidden.triu(span.start + 1).repeat(group, 1)
         return self._masks[key]
+
+
+def _without_plans(query: torch.Tensor) -> AbstractContextManager[object]:
+    """On a GPU without cuDNN's attention: it plans for every new length, which takes 60 ms and at times a second."""
+    if not query.is_cuda:
+        return nullcontext()
+    return sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
 
 
 class Masked:

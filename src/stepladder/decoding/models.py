@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
@@ -220,12 +220,12 @@ class LanguageModel:
         """Packed passes for what is read before the wanted tokens, then one rectangle for those."""
         cuts = [_cut(feed) for feed in feeds]
         begun = [
-            (index, Feed(feed.slot, feed.start, feed.tokens[:cut], feed.want if cut == len(feed.tokens) else 0))
+            (index, replace(feed, tokens=feed.tokens[:cut], want=feed.want if cut == len(feed.tokens) else 0))
             for index, (feed, cut) in enumerate(zip(feeds, cuts, strict=True))
             if cut
         ]
         ended = [
-            (index, Feed(feed.slot, feed.start + cut, feed.tokens[cut:], feed.want))
+            (index, replace(feed, start=feed.start + cut, tokens=feed.tokens[cut:]))
             for index, (feed, cut) in enumerate(zip(feeds, cuts, strict=True))
             if cut < len(feed.tokens)
         ]
