@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: help setup demo test test-slow test-services test-gpu lint fix docs bench bench-routing clean
+.PHONY: help setup demo test test-slow test-services test-gpu lint fix docs bench bench-routing bench-decode clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 16
@@ -59,6 +59,9 @@ bench: setup ## decision time on this machine, to benchmarks/results
 bench-routing: setup ## prediction and stopping on the outcomes of real models in ../shared, beside the first trial
 	OPENBLAS_NUM_THREADS=1 $(BIN)/python benchmarks/routing.py --opponent run
 	$(if $(wildcard benchmarks/routellm.py),OPENBLAS_NUM_THREADS=1 $(BIN)/python benchmarks/routellm.py)
+
+bench-decode: setup ## ways to decode against each other here: a 7B shape on a GPU, the embedded models elsewhere
+	$(BIN)/stepladder bench decode $(shell command -v nvidia-smi >/dev/null && echo --shape 7B --alphas 0.8,0.0)
 
 clean: ## remove what setup made
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
