@@ -162,12 +162,12 @@ def test_what_cannot_be_a_family_is_refused():
 
 def test_the_command_writes_every_arm_and_its_figures(tmp_path, capsys):
     out = tmp_path / "figures.json"
-    words = ["bench", "decode", "--shape", "toy", "--layers", "1,3", "--alphas", "0.9/0.8", "--device", "cpu"]
-    words += ["--prompts", "2", "--tokens", "12", "--prompt-tokens", "8", "--lengths", "2,3", "--assisted", "3"]
+    words = ["bench", "decode", "--shape", "toy", "--layers", "1,3", "--alphas", "1/1", "--device", "cpu"]
+    words += ["--prompts", "2", "--tokens", "8", "--prompt-tokens", "8", "--lengths", "2,3", "--assisted", "3"]
     words += ["--out", str(out)]
     assert cli.main(words) == 0
     report = json.loads(out.read_bytes())
-    found = report["compared"]["T = 0, α = 0.9/0.8"]
+    found = report["compared"]["T = 0, α = 1/1"]
     names = ["own plain", *(f"own γ={n} of toy/{m} layers" for m in (1, 3) for n in (2, 3))]
     assert list(found["arms"])[:5] == names
     assert {"own n-grams", "own adaptive", "hf eager", "hf assisted", "hf assisted γ=3"} <= set(found["arms"])
