@@ -163,10 +163,23 @@ async def test_a_running_gateway_learns_of_changes(site, caplog):
         here.path.write_text("[[keys]]\nname = 3\n", "utf-8")
         here.clock.now += access.LOOK_S
         assert [(await here.ask(who)).status for who in "abc"] == [200, 401, 200]
-    assert "stay as they were" in caplog.text
+    assert "stays as it was" in caplog.text
     here.path.unlink()
     here.clock.now += access.LOOK_S
     assert (await here.ask("a")).status == 200
+
+
+async def test_a_key_that_was_taken_back_is_out_whatever_else_is_wrong_in_the_file(site, caplog):
+    here = site(a={}, b={}, c={})
+    assert [(await here.ask(who)).status for who in "abc"] == [200, 200, 200]
+    add_key(here.path, "d", {"stages": ("nope",)}, now=NOON, chance=os.urandom)  # no stage of this ladder
+    revoke_key(here.path, "b", now=NOON)
+    entries = here.path.read_text("utf-8").split("[[keys]]")
+    here.path.write_text("[[keys]]".join(each for each in entries if 'name = "c"' not in each), "utf-8")
+    here.clock.now += access.LOOK_S
+    with caplog.at_level(logging.ERROR, "stepladder.gateway"):
+        assert [(await here.ask(who)).status for who in "abc"] == [200, 401, 401]
+    assert "no stage 'nope'" in caplog.text
 
 
 async def test_a_key_ends_when_it_expires(site):

@@ -259,9 +259,20 @@ class KeyGate:
         try:
             self._keys = self._read()
         except ConfigError as error:
-            log.error("the keys in force stay as they were: %s", error)  # noqa: TRY400 - the message says it all
+            self._drop_revoked()
+            told = "what the keys in force allow stays as it was, but for those that were taken back: %s"
+            log.error(told, error)  # noqa: TRY400 - the message says it all
         else:
             log.info("keys read anew from %s", self.path)
+
+    def _drop_revoked(self) -> None:
+        """A key that was taken back is out, also where another entry keeps the file from being used as a whole."""
+        try:
+            entries = {entry.id: entry for entry in read_keys(self.path)}
+        except ConfigError:  # nothing in it can be told
+            return
+        kept = {id_: key for id_, key in self._keys.items() if id_ in entries}
+        self._keys = {id_: key if entries[id_].revoked is None else entries[id_].key for id_, key in kept.items()}
 
     def _read(self) -> dict[str, Key]:
         entries = read_keys(self.path)
