@@ -94,7 +94,7 @@ class StageSettings(_Frozen):
     connect_timeout_s: Positive | None = None
     """Time to reach the server."""
     first_byte_timeout_s: Positive | None = None
-    """Time until it begins to answer."""
+    """Time until it begins to answer; an answer that is not streamed begins when all of it is written."""
     idle_timeout_s: Positive | None = None
     """Longest silence within an answer."""
     total_timeout_s: Positive | None = None

@@ -19,6 +19,8 @@ from stepladder.gateway.app import create_app
 from stepladder.gateway.logs import Log, json_line, text_line
 from stepladder.gateway.metrics import Metrics
 from stepladder.gateway.watch import Visit, Watch
+from stepladder.guard.gates import Entry, GateRules, Gates
+from stepladder.types import Attempt, Fault
 
 CHAT = "/v1/chat/completions"
 SECRET = "the launch code is 4711"
@@ -57,6 +59,24 @@ async def test_one_line_for_each_request(file: tuple[int, Path]) -> None:
     assert (refused["status"], refused["level"]) == (400, "info")
     assert first["request"] < streamed["request"] < refused["request"]
     assert SECRET not in path.read_text("utf-8")
+
+
+async def test_stages_that_failed_are_named_though_another_answered(file: tuple[int, Path]) -> None:
+    """And a stage that failed so often that it is left in peace is worth a warning: nobody else sees that."""
+    fd, path = file
+    made = world(plays(fault("small", "server", "it broke")))
+    with Log("json", "info", fd=fd) as log:
+        app = create_app(made.router, watch=Watch(tell=log.tell))
+        await post(app, CHAT, QUESTION)
+        gates = Gates(["deny"], {"deny": GateRules(failures=2)})
+        for _ in range(3):
+            entry = gates.enter("deny")
+            if isinstance(entry, Entry):
+                entry.leave(Attempt("deny", fault=Fault("auth", "no", status=401)))
+    request, warned = lines(path)
+    assert "small:server" in request["faults"]
+    assert warned["level"] == "warning"
+    assert warned["message"] == "stage 'deny' is left in peace for a while: its calls failed (auth)"
 
 
 async def test_a_5xx_is_always_logged_with_its_decision(file: tuple[int, Path]) -> None:

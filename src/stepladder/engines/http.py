@@ -237,10 +237,10 @@ class _Call:
         target, limits = self.target, self.target.limits
         body = wire.body(self.request, target.model, ask_usage=target.ask_usage)
         origin, head = target.head(wire.path(self.request))
-        self._clock.wait("no reply", limits.connect_s + limits.first_byte_s, "first_byte_timeout_s")
         while True:
             sent = self.elapsed
             connection = self._connection = await self._connected(origin)
+            self._clock.wait("no reply", limits.first_byte_s, "first_byte_timeout_s")
             try:
                 connection.ask(head, body)
                 await connection.head()

@@ -193,6 +193,9 @@ def _add_trace(fields: Fields, trace: Trace) -> None:
     fields["decide_ms"] = decide_s * 1e3
     if attempts:
         fields["stage"] = attempts[-1 if trace.answer_index is None else trace.answer_index].stage
+        failed = [f"{each.stage}:{each.fault.kind}" for each in attempts if each.fault is not None]
+        if failed:  # also where another stage then answered
+            fields["faults"] = ",".join(failed)
     if request.caller is not None:
         fields["caller"] = request.caller
     if trace.fault is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import random
 import time
@@ -10,6 +11,8 @@ from dataclasses import dataclass
 
 from stepladder.guard.breaker import Breaker, health
 from stepladder.types import EMPTY, Absence, AbsenceKind, Attempt, StageState
+
+log = logging.getLogger("stepladder.guard")
 
 MOST_ASIDE_S = 3600.0
 """A server's Retry-After is believed up to here; a call an hour is what it costs to see whether it still holds."""
@@ -120,11 +123,13 @@ class Gate:
     def leave(self, begun: int, attempt: Attempt | None) -> None:
         """Count a call out, and learn from it."""
         self._inside -= 1
-        healthy = health(attempt)
+        healthy, opened = health(attempt), self.breaker.opened
         if attempt is not None:
             self._retries += attempt.tries - 1
             self._learn(attempt, healthy)
         self.breaker.end(begun, healthy)
+        if self.breaker.opened > opened:
+            log.warning("stage '%s' is left in peace for a while: its calls failed (%s)", self._stage, self._last_ill)
 
     def state(self) -> StageState:
         """As it stands now."""
